@@ -7,7 +7,8 @@ import re
 from lab import programs, testdriver
 from lab.hypervisor import until
 
-from .hosts import refused
+from .hosts import PATIENCE, refused
+from .sites import Site, serve
 
 OURS = "ours"
 STEP = "node 3 (h3) is no longer in corosync's list of nodes. If that node is gone for good and powered off: fence_virtd --forget h3 on one node"
@@ -110,3 +111,49 @@ def test_a_node_that_is_gone_for_good(hosts):
     hosts.h3.kill()
     hosts.h1.wait_members(2)
     assert refused(hosts.ask("h1", "status", "c3")) and STEP not in reason(hosts.h1, "status", "c3")
+
+
+def domain_lines(host):
+    """What --check says of domains, with the step."""
+    return re.findall(r"^(\w+) +domain (.*)\n +-> (.*)", tool(host, "--check").stdout, re.M)
+
+
+def test_a_domain_that_had_moved_to_a_node_that_is_gone(hosts, sites):
+    """Nobody saw it end, and it is known at the node that it left alone: an administrator who took the node out is told of it."""
+    here, away = sites[0], Site(hosts, hosts.h3, None)
+    try:
+        serve(hosts, [here, away])
+        others = (hosts.h1, hosts.h2)
+        here.hypervisor.domain("goer")
+        hosts.wait_status("h2", "goer", 0)
+        assert here.migrate("goer", away).wait(PATIENCE) == 0
+        here.hypervisor.domain("goer", start=False)
+        hosts.wait_status("h2", "goer", 0)
+        assert domain_lines(hosts.h1) == [], "it is on"
+        hosts.h3.kill()
+        hosts.h1.wait_members(2)
+        assert domain_lines(hosts.h1) == [], "it may be on"
+        with without_h3(hosts):
+            for host in others:
+                until(lambda h=host: len(node_lines(h)) == 1, 30, f"{host.name} says so\n{hosts.logs()}")
+            away.close()
+            told = tool(hosts.h1, "--forget", "h3")
+            assert told.returncode == 0 and 'may still fail ("moved away")' in told.stdout, told
+            for host in others:
+                until(lambda h=host: node_lines(h) == [], 10, f"--check of {host.name} has no line of a node")
+            for action in ("status", "off"):
+                assert refused(hosts.ask("h2", action, "goer")), hosts.logs()
+                assert "moved away from host node 1 (h1)" in reason(hosts.h2, action, "goer"), reason(hosts.h2, action, "goer")
+            until(lambda: domain_lines(hosts.h1), 10, f"--check of h1 says so\n{hosts.logs()}")
+            (level, text, step), = domain_lines(hosts.h1)
+            assert level == "warning" and text.startswith("goer (") and "moved away from this host" in text, text
+            assert "start the domain with virsh at a node, then fence the domain" in step, step
+            assert domain_lines(hosts.h2) == [], "it is named at the node that it left"
+            here.hypervisor.domain("goer")
+            hosts.wait_status("h2", "goer", 0)
+            assert hosts.ask("h2", "off", "goer").rc == 0, hosts.logs()
+            until(lambda: domain_lines(hosts.h1) == [], 10, "it is off")
+    finally:
+        away.close()
+        hosts.h3.power_on()
+        hosts.wait_whole()

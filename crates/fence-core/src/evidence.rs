@@ -292,6 +292,13 @@ pub fn namesakes_in(looks: &[Finding]) -> BTreeMap<DomainId, &Finding> {
     looks.iter().flat_map(|it| it.namesakes.iter().map(move |other| (*other, it))).collect()
 }
 
+/// Returns whether rounds of looks at every place show that the machine moved away from one, and nothing of
+/// it since: no instance, no end, and no place that can't tell.
+pub fn is_out_of_sight(rounds: &[Vec<Finding>]) -> bool {
+    let has_instance = |it: &Finding| matches!(it.sight, Sight::On | Sight::Moving);
+    !has_silence(rounds) && !rounds.iter().flatten().any(has_instance) && open_move(rounds).is_some()
+}
+
 /// Returns whether one round of looks, at every place, shows no sign of an instance. That is no proof: the
 /// domain may move between two looks. Namesakes in the looks are for the caller to ask about.
 pub fn seems_off(round: &[Finding]) -> bool {

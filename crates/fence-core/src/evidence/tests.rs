@@ -51,6 +51,26 @@ fn the_text_of_a_move_names_this_host_and_the_next_step() {
     assert!(!why(DomainSite::Host("h1".to_owned())).contains("this host"));
 }
 
+/// A host that is silent may have it: then nothing is lost from sight.
+#[test]
+fn a_machine_is_out_of_sight_if_all_places_were_looked_at() {
+    let start = Instant::now();
+    let is_lost = |sight: Sight| {
+        let round = |step| {
+            vec![finding(start, 1, Sight::MovedAway(HOUR), step), finding(start, 2, sight.clone(), step)]
+        };
+        is_out_of_sight(&[round(1), round(2)])
+    };
+    for sight in [Sight::Off, Sight::Absent, Sight::Ended(None), Sight::MovedAway(HOUR)] {
+        assert!(is_lost(sight.clone()), "{sight:?}");
+    }
+    let ended = Sight::Ended(Some(Duration::from_secs(1)));
+    for sight in [Sight::On, Sight::Moving, Sight::Unknown("it hangs".to_owned()), ended] {
+        assert!(!is_lost(sight.clone()), "{sight:?}");
+    }
+    assert!(!is_out_of_sight(&[vec![finding(start, 1, Sight::Off, 1)]]) && !is_out_of_sight(&[]));
+}
+
 /// A host that is down can't tell that the machine was there: the reason names that host, and no `peers`.
 #[test]
 fn the_text_of_a_move_names_a_host_that_is_down() {

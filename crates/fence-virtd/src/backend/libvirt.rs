@@ -5,6 +5,7 @@
 //! look is enough, when an answer would be a guess. Runs on the runtime; everything that blocks is sent to
 //! blocking threads by [`crate::hypervisor`] with a deadline.
 
+use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
 use std::convert::Infallible;
 use std::fmt;
@@ -216,6 +217,24 @@ impl LibvirtBackend {
         let proof = namesakes.prove(&rounds)?;
         self.forget_moves(question.uuid, &proof, &judged);
         Ok(proof)
+    }
+
+    /// Returns the domains that moved away from this host, with their names.
+    pub(crate) fn away_from_here(&self) -> BTreeMap<DomainId, String> {
+        let away = self.hypervisors.iter().flat_map(|it| it.away());
+        away.map(|(uuid, name)| (domain_id(uuid), name)).collect()
+    }
+
+    /// Looks everywhere for a domain that moved away from here, where nobody waits for the answer. Returns
+    /// whether no place has it, none saw it end after that, and all could be asked: then it can't be called
+    /// off. The move of a domain that is off is forgotten.
+    pub(crate) async fn is_out_of_sight(&self, uuid: DomainId) -> bool {
+        let (judged, question) = (self.last_seen(uuid), DomainQuestion::by_uuid_alone(uuid));
+        let rounds = self.rounds(&question, Instant::now() + PROOF_LIMIT).await;
+        if let Ok(proof) = ProvedOff::from_rounds(question.asked, &rounds) {
+            self.forget_moves(uuid, &proof, &judged);
+        }
+        evidence::is_out_of_sight(&rounds)
     }
 
     /// Returns the last thing that was seen of a domain at each hypervisor.
@@ -896,8 +915,8 @@ fn handed_over(other_end: OtherEnd, silent: &[String]) -> String {
     match other_end {
         OtherEnd::NotSought => format!("{HANDED_OVER}, and the other hosts were not asked. Ask again"),
         OtherEnd::NotFound | OtherEnd::Found => format!(
-            "{HANDED_OVER}, and no other host that is asked has the machine. Power the machine off there, then \
-             start the domain with virsh where it belongs; and name all other hosts in `peers`"
+            "{HANDED_OVER}, and no other host that is asked has the machine. Power the machine off there, \
+             then start the domain with virsh where it belongs; and name all other hosts in `peers`"
         ),
     }
 }

@@ -20,12 +20,14 @@ use super::finding::{Finding, USER};
 use crate::cluster::link;
 use crate::daemon::in_use::ConfigurationInUse;
 use crate::host_down::pacemaker;
-use crate::nodes::{KnownNode, NodeState, NodeStore, word_for};
+use crate::nodes::{AwayDomain, KnownNode, NodeState, NodeStore, word_for};
 
 #[cfg(test)]
 mod tests;
 
 const CHECK: &str = "corosync";
+/// Domains that moved away and are named one by one.
+const MAX_NAMED: usize = 20;
 /// Time for corosync to answer.
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -43,7 +45,9 @@ pub(super) fn all(config: &Config, state: Option<&Path>) -> Vec<Finding> {
     };
     // A file that a daemon left when it was killed tells of nothing.
     if let Some(state) = state.filter(|it| ConfigurationInUse::of_running(it).is_some()) {
-        found.extend(gone(&NodeStore::at(state).read()));
+        let store = NodeStore::at(state);
+        found.extend(gone(&store.read()));
+        found.extend(away(&store.read_away()));
     }
     found.push(host_down(&settings.host_down));
     found
@@ -67,6 +71,26 @@ fn gone(nodes: &[KnownNode]) -> Vec<Finding> {
         Finding::warning("node", it.to_string(), text, next)
     };
     nodes.iter().filter(has_domains).map(finding).collect()
+}
+
+/// Returns the domains that moved away from this node and can't be called off.
+fn away(domains: &[AwayDomain]) -> Vec<Finding> {
+    let finding = |it: &AwayDomain| {
+        let text = "moved away from this host, or was saved there to a file. No node has the domain on, or \
+                    saw the domain end after that: status, off and on of the domain fail";
+        let next = "is the domain on at a host that is no node? Make that host a node, or end the domain \
+                    there. Did the domain move to a node that was taken out of the cluster? Power that node \
+                    off. If the domain is off everywhere: start the domain with virsh at a node, then fence \
+                    the domain";
+        Finding::warning("domain", format!("{} ({})", escaped(&it.name), it.uuid), text, next)
+    };
+    let count = domains.len();
+    let mut found: Vec<_> = domains.iter().take(MAX_NAMED).map(finding).collect();
+    if count > MAX_NAMED {
+        let text = format!("{} more moved away", count - MAX_NAMED);
+        found.push(Finding::warning("domain", "", text, "as above"));
+    }
+    found
 }
 
 /// Returns the group of all hosts, and that of hosts with this daemon.

@@ -909,7 +909,7 @@ mod tests {
         assert!(said(&[], HostSight::Off, false).is_empty());
     }
 
-    /// It runs at the silent host, most probably: to start it elsewhere would be the second instance.
+    /// The domain runs at the silent host, most probably: to start it elsewhere would be the second instance.
     #[test]
     fn a_domain_that_moved_away_while_a_host_is_silent_is_started_nowhere() {
         let (uuid, name) = (DomainId::from_bytes([7; 16]), "vm".to_owned());

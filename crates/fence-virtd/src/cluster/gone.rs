@@ -121,7 +121,8 @@ impl ClusterState {
         warn!(
             %from, domains,
             "an administrator said that {name} is gone for good: domains that were last seen there are \
-             called off from now on without asking that node"
+             called off from now on without asking that node. One that had moved there from another node \
+             may stay in doubt: fence_virtd --check on the node that the domain left names it"
         );
     }
 

@@ -14,6 +14,7 @@
 
 mod asker;
 mod asks;
+mod away;
 pub(crate) mod backend;
 mod claiming;
 mod elsewhere;
@@ -141,6 +142,9 @@ impl Cluster {
         tokio::spawn(Arc::clone(self).exclude_silent_members());
         tokio::spawn(self.down_evidence.clone().watch_clock());
         tokio::spawn(Arc::clone(self).keep_nodes(state.map(NodeStore::at)));
+        if let Some(state) = state {
+            tokio::spawn(Arc::clone(self).keep_away(NodeStore::at(state)));
+        }
     }
 
     /// Refuses further asks of other hosts: the daemon is about to end.

@@ -306,6 +306,12 @@ impl SeenDomains {
         others.map(|(other, _)| *other).collect()
     }
 
+    /// Returns the domains that left this place and were not here since, with their names.
+    pub(super) fn away(&self) -> Vec<(Uuid, String)> {
+        let away = self.domains.iter().filter(|(_, it)| it.last.left_by().is_some());
+        away.map(|(uuid, it)| (*uuid, it.name.clone())).collect()
+    }
+
     /// Records that the save was a managed one: the file belongs to the definition.
     pub(super) fn record_managed_save(&mut self, uuid: Uuid) {
         if let Some(saved @ LastSeen::Saved(_)) = self.last(uuid) {

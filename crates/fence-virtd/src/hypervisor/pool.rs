@@ -939,6 +939,11 @@ impl Hypervisor {
         lock(&self.memory).namesakes_away(name, uuid, leave)
     }
 
+    /// Returns the domains that left this hypervisor, with their names.
+    pub(crate) fn away(&self) -> Vec<(Uuid, String)> {
+        lock(&self.memory).away()
+    }
+
     /// Returns whether another domain with this name was here when this hypervisor could last be read.
     pub(crate) fn has_seen_another(&self, name: &str, uuid: Uuid) -> bool {
         lock(&self.memory).is_another_present(name, uuid)

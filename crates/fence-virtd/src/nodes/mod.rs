@@ -7,7 +7,15 @@
 //! end
 //! ```
 //!
-//! The daemon writes it when it changes; `--check` and `--forget` read it, in processes of their own. Owns
+//! Owns `nodes.away` too, the domains that moved away from this node and are at none:
+//!
+//! ```text
+//! fence_virt nodes away 1
+//! domain UUID NAME
+//! end
+//! ```
+//!
+//! The daemon writes them when they change; `--check` and `--forget` read it, in processes of their own. Owns
 //! `nodes.forget` too, in which `--forget` names nodes for the daemon. No decision of the daemon depends on
 //! `nodes`: a request for a node that is still there is refused by each daemon, whatever the file says.
 
@@ -19,9 +27,11 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use fence_core::domain::DomainId;
 use fence_wire::escaped;
 
 const NODES: LineFile = LineFile { name: "nodes", header: "fence_virt nodes 1", must_last: false };
+const AWAY: LineFile = LineFile { name: "nodes.away", header: "fence_virt nodes away 1", must_last: false };
 const FORGET: &str = "nodes.forget";
 const TAKEN: &str = "nodes.forget.taken";
 /// Bytes of a file at most: a line for each node.
@@ -79,6 +89,24 @@ impl KnownNode {
     }
 }
 
+/// Domain that moved away from this node, and is at none that is in the list.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct AwayDomain {
+    pub(crate) uuid: DomainId,
+    pub(crate) name: String,
+}
+
+impl AwayDomain {
+    fn line(&self) -> String {
+        format!("domain {} {}", self.uuid, self.name.replace('\n', " "))
+    }
+
+    fn parse(line: &str) -> Option<Self> {
+        let (uuid, name) = line.strip_prefix("domain ")?.split_once(' ')?;
+        Some(Self { uuid: DomainId::parse(uuid)?, name: name.to_owned() })
+    }
+}
+
 impl fmt::Display for KnownNode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = self.name.as_deref().map(|it| escaped(it).to_string());
@@ -129,6 +157,16 @@ impl NodeStore {
     /// Returns the nodes; none where no daemon wrote them, or this user may not read them.
     pub(crate) fn read(&self) -> Vec<KnownNode> {
         self.read_lines(&NODES, KnownNode::parse)
+    }
+
+    /// Writes the domains that moved away and are at no node. Waits for the disk.
+    pub(crate) fn write_away(&self, domains: &[AwayDomain]) -> io::Result<()> {
+        self.write_lines(&AWAY, domains.iter().map(AwayDomain::line))
+    }
+
+    /// Returns these domains; none where no daemon wrote them, or this user may not read them.
+    pub(crate) fn read_away(&self) -> Vec<AwayDomain> {
+        self.read_lines(&AWAY, AwayDomain::parse)
     }
 
     fn write_lines(&self, file: &LineFile, lines: impl Iterator<Item = String>) -> io::Result<()> {
@@ -203,6 +241,11 @@ mod tests {
         ];
         store.write(&nodes).unwrap();
         assert_eq!(store.read(), nodes);
+        assert_eq!(store.read_away(), []);
+        let away = [(1, "a b"), (2, "")]
+            .map(|(it, name)| AwayDomain { uuid: DomainId::from_bytes([it; 16]), name: name.to_owned() });
+        store.write_away(&away).unwrap();
+        assert_eq!((store.read_away(), store.read()), (away.to_vec(), nodes.to_vec()));
         assert!(store.take_forgotten().unwrap().is_empty());
         store.request_forget(3).unwrap();
         store.request_forget(4).unwrap();

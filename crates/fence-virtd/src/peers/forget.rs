@@ -147,8 +147,11 @@ impl GoneNode {
         Ok(format!(
             "forgotten: {node}, which was taken out of corosync's list of nodes; {domains} last seen there.\n\
              fence_virtd tells all nodes that corosync hears, within two seconds, or when it starts. From \
-             then on domains are called off without asking that node. {nothing}.\nA node that is not heard \
-             now is not told: if --check warns there later, run this there too.\n"
+             then on domains are called off without asking that node. {nothing}.\nA domain that had moved \
+             there from another node may still fail (\"moved away\"): fence_virtd --check on the node that \
+             the domain left names it then. If the domain is off everywhere: start the domain with virsh at \
+             a node, then fence the domain.\nA node that is not heard now is not told: if --check warns \
+             there later, run this there too.\n"
         ))
     }
 }
@@ -210,7 +213,8 @@ fn consequence(
             .to_owned();
     }
     " Until then this daemon calls domains off without asking that host. So make sure that nothing runs \
-     there if this daemon can't hear that host: power that host off."
+     there if this daemon can't hear that host: power that host off. A domain that had moved there from \
+     another host may still fail (\"moved away\"): fence_virtd --check names it then, with the step."
         .to_owned()
 }
 
@@ -374,6 +378,7 @@ mod tests {
         let told = run("cpg", "h3").unwrap();
         assert!(told.starts_with("forgotten: node 3 (h3), "), "{told}");
         assert!(told.contains("power that node off"), "{told}");
+        assert!(told.contains("may still fail (\"moved away\")") && told.contains("with virsh"), "{told}");
         assert_eq!(store.take_forgotten().unwrap(), [3]);
         // It is back under another id.
         store

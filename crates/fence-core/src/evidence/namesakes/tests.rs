@@ -175,7 +175,7 @@ proptest! {
     }
 }
 
-/// It may run at the host that is silent: nobody is to look for one that is not asked, and to start nothing.
+/// The other one may run at the silent host: nobody is to look for a host that is not asked.
 #[test]
 fn a_silent_host_comes_before_the_move_of_a_namesake() {
     let start = Instant::now();

@@ -712,6 +712,26 @@ async fn a_proof_ends_the_moves_at_the_host_that_made_it() {
     assert!(proves(&first, older[0]).await);
 }
 
+/// A move is over when an end was seen; else the machine can't be called off, and nobody has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_moved_away_and_was_not_seen_to_end_is_out_of_sight() {
+    let ([first, second], older, _world) = hosts_with_older_machines(2).await;
+    // The end of the first one is forgotten.
+    second.hypervisors[0].tell(&libvirt_host::LifecycleEvent {
+        uuid: super::libvirt_uuid(older[0]),
+        name: "x".to_owned(),
+        kind: libvirt_host::LifecycleKind::Other(99),
+        detail: 0,
+    });
+    let away = || first.away_from_here().into_keys().collect::<Vec<_>>();
+    assert_eq!(away(), older);
+    let is_seen = async || !first.is_out_of_sight(older[1]).await;
+    asked_again_until(is_seen, "the end counts").await;
+    assert!(first.is_out_of_sight(older[0]).await);
+    assert_eq!(away(), older[..1], "the other one is off");
+    assert!(!second.is_out_of_sight(older[1]).await && second.away_from_here().is_empty());
+}
+
 /// More of them than one request looks at, and the ones that are looked for in the background.
 #[tokio::test(flavor = "multi_thread")]
 async fn too_many_older_machines_are_fewer_at_the_next_request() {

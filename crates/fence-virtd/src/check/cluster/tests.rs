@@ -55,6 +55,22 @@ fn a_node_that_was_taken_out_is_named_with_the_step() {
 }
 
 #[test]
+fn domains_that_moved_away_are_named_with_the_step() {
+    use fence_core::domain::DomainId;
+
+    let domains = |count: u8| -> Vec<AwayDomain> {
+        let domain = |it| AwayDomain { uuid: DomainId::from_bytes([it; 16]), name: format!("d{it}") };
+        (0..count).map(domain).collect()
+    };
+    assert!(away(&[]).is_empty());
+    let said = away(&domains(1))[0].lines();
+    assert!(said.starts_with("warning  domain d0 (00000000-") && said.contains("moved away"), "{said}");
+    assert!(said.contains("fail\n") && said.contains("start the domain with virsh at a node"), "{said}");
+    let many = away(&domains(23));
+    assert_eq!((many.len(), many[20].text.as_str()), (21, "3 more moved away"));
+}
+
+#[test]
 fn what_would_prove_a_loss() {
     let level = |it: &HostDown| host_down(it).result;
     assert_eq!(level(&HostDown::Never), FindingLevel::Ok);
