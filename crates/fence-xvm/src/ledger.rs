@@ -258,7 +258,7 @@ impl LedgerEntry {
 /// Datagrams of all runs that wait, or waited, for a call-back on one port.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct PortLedger {
-    /// In the order in which they were entered.
+    /// In the order of the last datagram of each.
     entries: Vec<LedgerEntry>,
 }
 
@@ -346,10 +346,13 @@ impl PortLedger {
     /// Enters the datagrams that a run has sent so far.
     pub(crate) fn enter(&mut self, run: ClientRun, until: u64, sent: &SentDatagrams) {
         let sent = sent.iter().map(|(to, number)| (Some(*to), *number)).collect();
-        match self.entries.iter_mut().find(|it| it.is_of(run)) {
-            Some(entry) => (entry.until, entry.sent) = (until, sent),
-            None => self.entries.push(LedgerEntry::new(until, EntryOwner::Waiting(run), sent)),
-        }
+        let mut entry = match self.entries.iter().position(|it| it.is_of(run)) {
+            Some(index) => self.entries.remove(index),
+            None => LedgerEntry::new(until, EntryOwner::Waiting(run), BTreeMap::new()),
+        };
+        (entry.until, entry.sent) = (until, sent);
+        // The newest, also where the run has sent before: what is refused counts as sent before this turn.
+        self.entries.push(entry);
         self.shrink();
     }
 
@@ -359,15 +362,19 @@ impl PortLedger {
     }
 
     /// Notes a call-back that was refused: one datagram fewer is left at that host, whichever it was. Whoever
-    /// comes later goes by the sum, also if this run is killed now. It counts as the oldest one.
+    /// comes later goes by the sum, also if this run is killed now. It counts as the oldest one: as one of
+    /// those before the turn, as long as there are any. If it counted as one of the turn, and
+    /// [`PortLedger::note_admitted`] then takes all from before for over, it would count twice.
     pub(crate) fn note_refused(&mut self, path: CallPath) {
         self.entries.iter_mut().fold(1, |number, it| it.take(path, number));
+        self.shrink();
     }
 
     /// Notes a call-back that is for what was sent in this turn: all that was sent before is over at that
     /// host, also if there will be no answer.
     pub(crate) fn note_admitted(&mut self, path: CallPath, turn: &SeenCalls) {
         self.note_served(path, &turn.before);
+        self.shrink();
     }
 
     /// Enters the end of a run that has its answer, with the call-backs of all its turns.
@@ -396,7 +403,8 @@ impl PortLedger {
     /// Notes that the run has its answer. Hosts that served it (`own`) may still call back for all but one of
     /// its datagrams, and soon; others for each, and as late as for a run without an answer.
     fn note_answer(&mut self, run: ClientRun, own: &BTreeSet<CallPath>, now: u64) {
-        let Some(entry) = self.entries.iter_mut().find(|it| it.is_of(run)) else { return };
+        let Some(index) = self.entries.iter().position(|it| it.is_of(run)) else { return };
+        let entry = &mut self.entries[index];
         (entry.owner, entry.until) = (EntryOwner::Answered(run), entry.until.min(now));
         let until = now.saturating_sub(QUARANTINE_SECONDS - LEFT_SECONDS);
         let mut left = Vec::new();
@@ -409,7 +417,8 @@ impl PortLedger {
                 left.push(LedgerEntry { host: Some(path.from), ..new });
             }
         }
-        self.entries.extend(left);
+        // In the run's place: others may have sent since.
+        self.entries.splice(index..index, left);
         self.shrink();
     }
 
@@ -524,6 +533,49 @@ mod tests {
         let left = |host, now| read(now).calls(path(host));
         assert_eq!((left(1, 1002), left(2, 1002), left(2, 1300), left(2, 1301)), (0, 1, 1, 0));
         assert!(!ledger.has_open_calls(run(9)));
+    }
+
+    /// What is refused counts as an older run's, also after the older one has its answer: when that is
+    /// over, the host may still have all of the newer one.
+    #[test]
+    fn a_refused_call_counts_as_the_oldest_datagram() {
+        let mut ledger = PortLedger::read(b"free", BOOT, 1000);
+        let mut seen = SeenCalls::new(ledger.clone());
+        ledger.enter(run(1), 1030, &sent(3));
+        assert!(seen.admits(HOST));
+        ledger.enter(run(2), 1030, &sent(2));
+        ledger.settle(run(1), &[seen], 1001);
+        assert_eq!(ledger.calls(HOST), 4);
+        (0..2).for_each(|_| ledger.note_refused(HOST));
+        let text = ledger.to_text(BOOT);
+        assert_eq!((calls(&text, 1002), calls(&text, 1001 + LEFT_SECONDS)), (2, 2), "{text}");
+        // Sends again: now run 1 is the one that was sent to before.
+        let mut ledger = PortLedger::read(b"calls b0071d\nend\n", BOOT, 1000);
+        ledger.enter(run(1), 1030, &sent(2));
+        ledger.enter(run(2), 1030, &sent(3));
+        let mut turn = SeenCalls::new(ledger.clone());
+        for number in 3..8 {
+            ledger.enter(run(1), 1030, &sent(number));
+            assert!(!turn.admits(HOST));
+            ledger.note_refused(HOST);
+        }
+        assert!(turn.admits(HOST));
+        ledger.note_admitted(HOST, &turn);
+        // Five of this turn, and the host has served one of them for sure.
+        assert_eq!(ledger.calls(HOST), 5);
+        ledger.settle(run(1), &[turn], 1001);
+        assert_eq!(ledger.calls(HOST), 4);
+    }
+
+    /// A ledger that did not fit would be read as a damaged one, which knows nothing.
+    #[test]
+    fn call_backs_of_many_hosts_leave_a_ledger_that_can_be_read() {
+        let mut ledger = PortLedger::read(b"calls b0071d\nend\n", BOOT, 1000);
+        ledger.enter(run(1), 1030, &sent(100));
+        (0..=255).for_each(|host| ledger.note_refused(path(host)));
+        let text = ledger.to_text(BOOT);
+        assert!(text.len() as u64 <= LEDGER_MAX, "{}", text.len());
+        assert!((99..=100).contains(&calls(&text, 1001)));
     }
 
     /// Datagram in the queue of a host.
@@ -662,6 +714,29 @@ mod tests {
             }
             Ok(())
         }
+    }
+
+    /// Run 1 sends before run 2 and again after it, and refuses as often as the host has datagrams of before.
+    /// These counted as datagrams of run 1's last turn, and those of run 2 as over as well. So the ledger had
+    /// none left while the host still had one of run 1, and run 2 took its call-back.
+    #[test]
+    fn refused_call_backs_do_not_count_twice() {
+        const SENT_TO_NONE: (u8, u8, u8) = (0, 1, 0);
+        const REFUSED: (u8, u8, u8) = (6, 1, 4);
+        let mut steps = vec![(0, 0, 0), (0, 0, 0), (0, 1, 1)];
+        // Host 0 calls run 2 back, which sends anew to both hosts.
+        steps.extend([(6, 0, 4), (6, 0, 4), (6, 0, 0)]);
+        steps.extend([SENT_TO_NONE, (0, 1, 3), (4, 0, 0), SENT_TO_NONE]);
+        // Run 1 again, at host 1: as often as there are datagrams of before, and one more.
+        steps.extend([(0, 0, 2), REFUSED, (6, 1, 0), REFUSED, (4, 0, 2), REFUSED, REFUSED, (6, 0, 4)]);
+        steps.extend([REFUSED, (6, 1, 0), (6, 1, 0), (6, 1, 0), (6, 1, 1)]);
+        // Run 2: host 1 still has a datagram of run 1.
+        steps.extend([(0, 0, 0), (6, 1, 0)]);
+        let mut model = LedgerModel::new();
+        for (what, a, b) in steps {
+            model.step(what, a, b).unwrap();
+        }
+        assert_eq!(model.admitted, 2);
     }
 
     /// One host as the C program: a queue with room for some datagrams, served in order, one after the other.
