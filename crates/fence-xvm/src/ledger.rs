@@ -535,7 +535,7 @@ mod tests {
         assert!(!ledger.has_open_calls(run(9)));
     }
 
-    /// Call-backs: what is refused counts as an older run's, also after the older one has its answer: when that is
+    /// A refused call-back counts as an older run's, also after the older one has its answer: when that is
     /// over, the host may still have all of the newer one.
     #[test]
     fn a_refused_call_counts_as_the_oldest_datagram() {
