@@ -72,20 +72,27 @@ def test_a_reboot_goes_on_with_the_next_libvirtd(hosts, here, number, moment):
         assert result.rc == OK and not record["reason"], (record, hosts.logs())
 
 
-@pytest.mark.parametrize("outage", ["killed", "stands-still"])
-def test_an_off_that_goes_on_asks_the_other_hosts_again(hosts, note, outage):
-    """libvirtd is away right after the power-off, and x is started at another host meanwhile."""
+def outage_after_the_end(hosts, action, outage):
+    """The agent of an action on x at h1. x has ended there, libvirtd is away since, and x is started at h2."""
     here, other = hosts.h1, hosts.h2
     hosts.serve("h1", "h2")
-    other.does_not_call_back()
     other.has("x", start=False)
     here.has("x")
     until(lambda: hosts.ask("status", "x").rc == OK, PATIENCE, f"x is on\n{hosts.logs()}")
     (before,) = here.processes("x")
-    agent = hosts.agent("off", "x", timeout=40)
+    agent = hosts.agent(action, "x", timeout=40)
     net.wait_until(lambda: has_ended(before), 30, 0.0005)
     {"killed": here.hypervisor.kill, "stands-still": here.hypervisor.freeze}[outage]()
     other.hypervisor.virsh("start", "x")
+    return agent
+
+
+@pytest.mark.parametrize("outage", ["killed", "stands-still"])
+def test_an_off_that_goes_on_asks_the_other_hosts_again(hosts, note, outage):
+    """libvirtd is away right after the power-off, and x is started at another host meanwhile."""
+    here, other = hosts.h1, hosts.h2
+    other.does_not_call_back()
+    agent = outage_after_the_end(hosts, "off", outage)
     time.sleep(2)
     here.hypervisor.recover()
     result = agent.finish(60)
@@ -122,15 +129,7 @@ def test_an_order_that_never_reached_libvirtd_proves_nothing(hosts, action):
 def test_a_start_elsewhere_ends_the_start_of_a_reboot(hosts, outage, fenced):
     """x is started at another host as soon as it has ended here, and perhaps powered off there, by the word of that host alone."""
     here, other = hosts.h1, hosts.h2
-    hosts.serve("h1", "h2")
-    other.has("x", start=False)
-    here.has("x")
-    until(lambda: hosts.ask("status", "x").rc == OK, PATIENCE, f"x is on\n{hosts.logs()}")
-    (before,) = here.processes("x")
-    agent = hosts.agent("reboot", "x", timeout=40)
-    net.wait_until(lambda: has_ended(before), 30, 0.0005)
-    {"killed": here.hypervisor.kill, "stands-still": here.hypervisor.freeze}[outage]()
-    other.hypervisor.virsh("start", "x")
+    agent = outage_after_the_end(hosts, "reboot", outage)
     if fenced:
         here.does_not_call_back()
         off = hosts.ask("off", "x")

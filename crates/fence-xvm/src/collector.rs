@@ -121,7 +121,7 @@ impl<W: Write> AnswerCollector<W> {
         } else if !is_done && self.may_another_host_succeed() && since_proof <= self.quiet {
             self.failure.get_or_insert((from, result));
         } else {
-            return result.map(Some).map_err(|error| MulticastFailure::Failed { from, error });
+            return final_answer(from, result);
         }
         self.latest = Some(now);
         Ok(if self.awaited.is_empty() { self.off.take() } else { None })
@@ -145,7 +145,7 @@ impl<W: Write> AnswerCollector<W> {
         if is_yes {
             self.yes.get_or_insert(result.map_err(|error| MulticastFailure::Failed { from, error })?);
         } else if is_late {
-            return result.map(Some).map_err(|error| MulticastFailure::Failed { from, error });
+            return final_answer(from, result);
         } else if self.failure.is_none() || is_doubt(&result) && !has_doubt {
             self.failure = Some((from, result));
         }
@@ -244,6 +244,11 @@ impl<W: Write> AnswerCollector<W> {
         }
         self.rows.add(entries).map(Ok).map_err(MulticastFailure::Output)
     }
+}
+
+/// Returns the answer of a host as that of the question.
+fn final_answer(from: SocketAddr, result: HostResult) -> Result<Option<HostAnswer>, MulticastFailure> {
+    result.map(Some).map_err(|error| MulticastFailure::Failed { from, error })
 }
 
 /// Returns whether a host told that what comes of an action shows only when it is done.

@@ -7,6 +7,7 @@
 //! question, which end with it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -43,10 +44,27 @@ pub(super) struct SecondInstance {
 
 /// Instance at another host.
 #[derive(Clone, Debug)]
-enum Instance {
+pub(super) enum Instance {
     /// There to stay.
     On(DomainSite),
     Moving(DomainSite),
+}
+
+impl fmt::Display for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::On(place) => write!(f, "{place} has the domain on"),
+            Self::Moving(place) => write!(f, "an instance starts, comes or goes at {place}"),
+        }
+    }
+}
+
+impl Instance {
+    /// Returns the instance that these looks show, if any: one that is there to stay comes first.
+    pub(super) fn in_looks(looks: &[Finding]) -> Option<Self> {
+        let with = |sight: Sight| looks.iter().find(|it| it.sight == sight).map(|it| it.place.clone());
+        with(Sight::On).map(Self::On).or_else(|| with(Sight::Moving).map(Self::Moving))
+    }
 }
 
 impl SecondInstance {
@@ -69,7 +87,7 @@ impl SecondInstance {
         let (question, until) = (self.question.next_round(), self.until);
         self.asked.spawn(async move {
             sleep(pause).await;
-            (part, instance_in(&hosts.look(&question, until).await))
+            (part, Instance::in_looks(&hosts.look(&question, until).await))
         });
     }
 
@@ -100,13 +118,9 @@ impl SecondInstance {
         self.found.is_some()
     }
 
-    /// Returns where one was found, and how.
-    pub(super) fn place_in_words(&self) -> String {
-        match &self.found {
-            Some(Instance::On(place)) => format!("{place} has the domain on"),
-            Some(Instance::Moving(place)) => format!("an instance starts, comes or goes at {place}"),
-            None => "no other host has the domain on".to_owned(),
-        }
+    /// Returns the one that was found.
+    pub(super) fn found(&self) -> Option<&Instance> {
+        self.found.as_ref()
     }
 
     /// Returns why an off fails after which the places did not show the domain off: of a machine that ran
@@ -127,19 +141,13 @@ impl SecondInstance {
     /// Returns why nobody can say what an off of a machine would do that runs there and at another host.
     pub(super) fn forecast(&self, at: &str) -> String {
         match &self.found {
-            Some(Instance::Moving(place)) => format!(
-                "the domain is on at {at}, and an instance starts, comes or goes at {place}: an off is told \
-                 when that one is gone"
-            ),
+            Some(it @ Instance::Moving(_)) => {
+                format!("the domain is on at {at}, and {it}: an off is told when that one is gone")
+            }
             Some(Instance::On(place)) => {
                 format!("the domain is on at {at}, and at {place} as well: an off must reach both hosts")
             }
             None => format!("the domain is on at {at}"),
         }
     }
-}
-
-fn instance_in(found: &[Finding]) -> Option<Instance> {
-    let with = |sight: Sight| found.iter().find(|it| it.sight == sight).map(|it| it.place.clone());
-    with(Sight::On).map(Instance::On).or_else(|| with(Sight::Moving).map(Instance::Moving))
 }

@@ -7,14 +7,15 @@
 //! is what counts: a silent host must not keep a machine down that was fenced. Where libvirt was away, or
 //! kept the order waiting, every other place has to say that nothing happened since.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fence_core::domain::{ActionError, DomainRef};
-use fence_core::evidence::{DomainSite, Finding, Sight};
+use fence_core::evidence::{DomainSite, Finding};
 use fence_core::owed_start::{PlaceWord, StartVerdict};
 
-use super::second_instance::{ANSWER_AGE, SECOND_INSTANCE_WAIT, SecondInstance};
+use super::second_instance::{ANSWER_AGE, Instance, SECOND_INSTANCE_WAIT, SecondInstance};
 use crate::backend::BoxedFuture;
 use crate::backend::elsewhere::{DomainQuestion, PeerHosts};
 use crate::util::join::join_all;
@@ -96,9 +97,9 @@ impl<'b> StartCheck<'b> {
         let mut second = SecondInstance::seek(others.clone(), &question, until);
         let limit = until.min(Instant::now() + SECOND_INSTANCE_WAIT);
         let words = join_all(others.iter().map(|it| it.recall(&question, limit)));
-        let (is_found, words) = tokio::join!(second.is_found(), words);
-        if is_found {
-            return Err(overtaken(&second.place_in_words()));
+        let (_, words) = tokio::join!(second.is_found(), words);
+        if let Some(instance) = second.found() {
+            return Err(overtaken(instance));
         }
         let words = words.into_iter().flatten().filter(|(_, it)| matches!(it, PlaceWord::Memory(_)));
         match StartVerdict::of(self.since.elapsed(), &words.collect::<Vec<_>>()) {
@@ -110,22 +111,17 @@ impl<'b> StartCheck<'b> {
 
     async fn ask_all(&self, until: Instant) -> Result<(), ActionError> {
         let question = DomainQuestion::about(&self.domain);
-        let found = self.places.look(&question, until).await;
+        let looks = self.places.look(&question, until).await;
+        let (own, others): (Vec<_>, Vec<_>) =
+            looks.into_iter().partition(|it| matches!(it.place, DomainSite::Hypervisor(_)));
         // It may be that of an order that was given before libvirt went away.
-        let has_instance = |it: &Finding| matches!(it.sight, Sight::On | Sight::Moving);
-        if found.iter().any(|it| matches!(it.place, DomainSite::Hypervisor(_)) && has_instance(it)) {
+        if Instance::in_looks(&own).is_some() {
             return Ok(());
         }
-        let with = |is: fn(&Sight) -> bool| {
-            let is_other = |it: &&Finding| matches!(it.place, DomainSite::Host(_)) && is(&it.sight);
-            found.iter().find(is_other).map(|it| it.place.to_string())
-        };
-        if let Some(place) = with(|it| *it == Sight::On) {
-            return Err(overtaken(&format!("{place} has the domain on")));
-        }
-        if let Some(place) = with(|it| *it == Sight::Moving) {
-            let why = format!("an instance starts, comes or goes at {place}");
-            return Err(ActionError::Unavailable(why));
+        match Instance::in_looks(&others) {
+            Some(it @ Instance::On(_)) => return Err(overtaken(&it)),
+            Some(it @ Instance::Moving(_)) => return Err(ActionError::Unavailable(it.to_string())),
+            None => {}
         }
         match self.places.judge(&self.domain, self.since.elapsed(), until).await {
             StartVerdict::Stands => Ok(()),
@@ -141,6 +137,6 @@ impl<'b> StartCheck<'b> {
     }
 }
 
-fn overtaken(what: &str) -> ActionError {
+fn overtaken(what: &impl fmt::Display) -> ActionError {
     ActionError::Refused(format!("{what}, so the domain is not started"))
 }

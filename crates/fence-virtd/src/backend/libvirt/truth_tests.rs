@@ -237,19 +237,20 @@ async fn a_machine_that_was_on_twice_is_off_by_a_look_everywhere() {
     }
 }
 
-/// Another host that is slow to say whether it has an instance, and says this when it is asked later.
+/// Another host that is slow to say whether it has an instance, each time. It has one when it is asked first,
+/// and shows this later.
 fn slow(after: Duration, then: Sight) -> Arc<dyn PeerHosts> {
     let was_sought = AtomicBool::new(false);
     Arc::new(PlayedHosts(move |question: &DomainQuestion| {
-        let is_later = !question.seeks_instance || was_sought.swap(true, Ordering::Relaxed);
-        let then = then.clone();
+        let seeks_instance = question.seeks_instance;
+        let is_first = seeks_instance && !was_sought.swap(true, Ordering::Relaxed);
+        let sight = if is_first { Sight::On } else { then.clone() };
         async move {
             let began = Instant::now();
-            if is_later {
-                return vec![shown("h2", then, began)];
+            if seeks_instance {
+                tokio::time::sleep(after).await;
             }
-            tokio::time::sleep(after).await;
-            vec![shown("h2", Sight::On, began)]
+            vec![shown("h2", sight, began)]
         }
     }))
 }
