@@ -136,9 +136,14 @@ def test_a_start_elsewhere_ends_the_start_of_a_reboot(hosts, outage, fenced):
         assert (off.rc, other.processes("x")) == (OK, {}), (off.result, hosts.logs())
         here.unfilter()
     here.hypervisor.recover()
-    assert agent.finish(60).rc == OK, hosts.logs()
+    result = agent.finish(60)
     assert hosts.where("x") == ([] if fenced else ["h2"]), hosts.logs()
-    assert "so the domain is not started" in here.records()[-1]["reason"], here.records()
+    reason = here.records()[-1]["reason"]
+    if result.rc == FAILED and not fenced and outage == "killed":
+        # libvirtd had not answered the power-off yet, so all places were looked at, and x is on at one.
+        assert "the domain is on at host h2" in reason, (result, hosts.logs())
+    else:
+        assert result.rc == OK and "so the domain is not started" in reason, (result, hosts.logs())
 
 
 def test_the_failure_of_a_fence_that_is_over_is_given_to_none(hosts, here):
