@@ -139,8 +139,8 @@ def test_a_start_elsewhere_ends_the_start_of_a_reboot(hosts, outage, fenced):
     result = agent.finish(60)
     assert hosts.where("x") == ([] if fenced else ["h2"]), hosts.logs()
     reason = here.records()[-1]["reason"]
-    if result.rc == FAILED and not fenced and outage == "killed":
-        # libvirtd had not answered the power-off yet, so all places were looked at, and x is on at one.
+    if result.rc == FAILED and not fenced:
+        # libvirtd answered the power-off late, or not at all: by then x was on at another host.
         assert "the domain is on at host h2" in reason, (result, hosts.logs())
     else:
         assert result.rc == OK and "so the domain is not started" in reason, (result, hosts.logs())

@@ -331,7 +331,7 @@ def test_post_copy_whose_source_ends_first(pair, note, first, tmp_path):
     here, there = pair.h1, pair.h2
     image = tmp_path / "image"
     image.write_bytes(FILLS_MEMORY.ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20))
-    here.has("x", disk=image, bios=True)
+    here.has("x", disk=image)
     page = ("qemu-monitor-command", "x", "--hmp", f"xp /1wx {LAST_PAGE}")
     until(lambda: here.hypervisor.virsh(*page).stdout.count(LAST_PAGE[2:]) == 2, PATIENCE, "its memory is full")
     migration = slow(here, there, "--persistent", "--postcopy", "--postcopy-bandwidth", "1")

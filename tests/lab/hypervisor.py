@@ -412,8 +412,8 @@ def machine_xml(name, uuid, accel, *, vnc_password=None, serial=(), channel=(), 
                 crashes=None, bios=False):
     """Domain XML of a machine without disk, unless `disk` is the path of a raw image. `serial`: paths of UNIX sockets that QEMU binds for serial ports;
     `channel`: (path, target name) of virtio channels; `interface`: nothing but (mac, bridge) pairs. `crashes`: the path of a `crashing_disk`: the
-    guest panics as soon as it runs, and the machine is kept. `bios`: the usual firmware, which boots from the disk and writes to memory, so that a
-    migration has something to copy."""
+    guest panics as soon as it runs, and the machine is kept. `bios`: the usual firmware also without
+    a disk to boot from. It writes to memory, so that a migration has something to copy."""
     devices = [f"<emulator>{EMULATOR}</emulator>", "<controller type='usb' model='none'/>", "<memballoon model='none'/>"]
     devices += [f"<serial type='unix'><source mode='bind' path={quoteattr(str(path))}/></serial>" for path in serial]
     devices += [f"<channel type='unix'><source mode='bind' path={quoteattr(str(path))}/>"
@@ -433,7 +433,7 @@ def machine_xml(name, uuid, accel, *, vnc_password=None, serial=(), channel=(), 
     named = quoteattr(name)[1:-1]
     return (f"<domain type='{accel}'><name>{named}</name><uuid>{uuid}</uuid>{text}"
             f"<memory unit='MiB'>{MEMORY}</memory><vcpu>1</vcpu>"
-            f"<os><type arch='x86_64' machine='pc'>hvm</type>{'' if crashes or bios else firmware()}</os>"
+            f"<os><type arch='x86_64' machine='pc'>hvm</type>{'' if disk or crashes or bios else firmware()}</os>"
             f"<on_reboot>restart</on_reboot>{'<on_crash>preserve</on_crash>' if crashes else ''}"
             f"<devices>{''.join(devices)}</devices></domain>")
 
