@@ -156,7 +156,8 @@ mod tests {
     #[test]
     fn the_kernel_answers() {
         for ip in [[127, 0, 0, 1].into(), "::1".parse().unwrap()] {
-            assert_eq!(neighbours(ip).unwrap(), NeighbourEntries::default());
+            // The machine may have neighbours of its own.
+            assert_eq!(neighbours(ip).unwrap().macs, Vec::<[u8; 6]>::new());
         }
     }
 }
