@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+from lab import programs
 from lab.hypervisor import until
 
 from .hosts import FAILED, OFF, OK, PATIENCE, Tally, Tap, filter_at
@@ -202,6 +203,17 @@ def test_check_of_what_moved_to_a_host_that_is_silent(hosts):
     told = re.search(r"^warning +domain x .*\n +-> .*", told, re.M)[0]
     assert f"may run at a host that does not answer, or can't tell: h2 ({there.node.ip}). Of the hosts that answered" in told
     assert "-> repair that host first" in told and "virsh" not in told and "No host" not in told, told
+
+
+def test_a_host_that_is_not_asked_and_has_a_domain_of_this_one_is_a_fault(apart, tmp_path):
+    """It names the others in `peers`, with a key of the hosts; this one was forgotten."""
+    key = programs.write_key(tmp_path / "hosts.key", b"a key that no guest has")
+    apart.h2.serve(virtd={"peers": apart.h1.node.ip, "peer_key_file": key})
+    apart.h1.serve()
+    told = apart.h1.run("--check")
+    assert told.returncode != 0, told.stdout
+    assert "called off here without a question to that host: x" in told.stdout, told.stdout
+    assert "(not asked)" in told.stdout and "each is called off only when" not in told.stdout, told.stdout
 
 
 # -- somebody who plays a host -----------------------------------------------------------------------------

@@ -72,6 +72,13 @@ impl ProbableCause {
                  its log)?"
                     .into()
             }
+            other if other.may_have_run() => format!(
+                "an off, on or reboot may have been executed, or may still be: ask for the status. An off \
+                 may be asked again; a reboot that is asked again may happen twice. {}: {}",
+                other.sentence(),
+                other.next_step()
+            )
+            .into(),
             other => format!("{}: {}", other.sentence(), other.next_step()).into(),
         }
     }

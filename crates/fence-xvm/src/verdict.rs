@@ -202,7 +202,9 @@ impl ProbableCause {
         let says_something = |cause: &&Self| {
             !matches!(cause, Self::Agreement(AgreementCause::OtherKey) | Self::Host(HostCause::Odd))
         };
-        if let Some(cause) = causes.iter().find(says_something).or(causes.first()) {
+        // A proof that was given outweighs a connection that waits for it: the request may have run.
+        let first = causes.iter().find(|it| it.may_have_run());
+        if let Some(cause) = first.or(causes.iter().find(says_something)).or(causes.first()) {
             return cause.clone();
         }
         if let Some(peer) = attempts.kept_out() {
@@ -255,6 +257,11 @@ impl ProbableCause {
         }
     }
 
+    /// Returns whether the proof was given, so that nobody here knows if the request ran.
+    pub(crate) fn may_have_run(&self) -> bool {
+        matches!(self, Self::Host(HostCause::NoResponse) | Self::Agreement(AgreementCause::ProofRefused))
+    }
+
     /// Returns whether a host told what an action would do.
     pub(crate) fn is_forecast(&self) -> bool {
         matches!(self, Self::Host(HostCause::WouldFail { .. }))
@@ -271,5 +278,30 @@ impl ProbableCause {
             self,
             Self::Network(NetworkCause::Silence { .. }) | Self::Agreement(AgreementCause::Dropped { .. })
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_given_proof_is_told_before_a_held_request() {
+        for given in [
+            StreamProgress::Waited(AwaitedStep::Response),
+            StreamProgress::Failed(ExchangeError::ClosedUnanswered),
+        ] {
+            let mut attempts =
+                MulticastAttempts::new("off vm1".to_owned(), "225.0.0.12:1229".parse().unwrap());
+            attempts.call_back_ports.push(1229);
+            attempts.sender_mut("eth0", [10, 0, 0, 1].into()).sent += 1;
+            let held = StreamProgress::Waited(AwaitedStep::Challenge);
+            for (port, progress) in [(9, held), (10, given)] {
+                attempts.record_call_back(([10, 0, 1, 1], port).into(), format!("{progress:?}"), progress);
+            }
+            let said = ProbableCause::from_attempts(&attempts).short_advice().into_owned();
+            assert!(said.contains("may have been executed, or may still be"), "{said}");
+            assert!(!said.contains("has not let the request run"), "{said}");
+        }
     }
 }

@@ -14,14 +14,16 @@ use std::time::Instant;
 
 use fence_config::{BackendKind, Config, Listener, MulticastListener, Peers};
 use fence_core::domain::DomainId;
+use fence_core::evidence::{self, DomainSite, ProvedOff, Sight};
 use fence_core::hosts::{HostKind, KnownHost, KnownHosts};
 use fence_core::listing::{HostDomain, HostReply};
 use fence_net::Interface;
-use fence_wire::{DEFAULT_PORT, HostSight, escaped};
+use fence_wire::{DEFAULT_PORT, escaped};
 
 use super::finding::Finding;
 use super::running::RunningDaemon;
 use crate::hypervisor::{WrittenEvent, written_events};
+use crate::intent::boot_id;
 use crate::lists::{self, FIND_LIMIT, GroupQuestion, ReplyFrom};
 use crate::peers::PeerSettings;
 use crate::peers::left_out::{NO_NODE_STEP, left_out};
@@ -38,6 +40,11 @@ const MAX_NAMED: usize = 20;
 
 /// Name of all other hosts, where none of them could be asked.
 const EVERY_HOST: &str = "every other host";
+
+/// Next step where a host answers lists, and the daemon has not heard it.
+const NOT_HEARD_STEP: &str = "is fence_virtd running here? If it is, for more than a minute: --check on that \
+                              host says whether its key for hosts (peer_key_file) is the same, and its \
+                              firewall open. Or name that host in `peers` here, and this one there";
 
 /// End of the name of a place that no request asks.
 const NOT_ASKED: &str = " (not asked)";
@@ -73,18 +80,20 @@ pub(super) fn all(
             let report = probe(config, settings.clone(), state, &known, &heard, domains);
             let report = report.map(|it| with_other_keys(it, &running.other_keys()));
             places.unheard = unheard(&report);
+            let strangers = strangers(config, &heard, &report);
             found.extend(of_report(config, &known, &heard, report));
+            found.extend(unasked(&known, &heard, &strangers, own));
             found.extend(setting(config, &known, &heard));
             for (address, domains) in &heard {
                 for domain in domains.iter().flatten() {
                     let Some(uuid) = DomainId::parse(&domain.uuid) else { continue };
                     let host = shown(&known, *address);
-                    let is_asked = is_named(config, &known, *address);
+                    let is_asked = is_named(config, &known, *address) && !strangers.contains(address);
                     let place = if is_asked { host } else { format!("{host}{NOT_ASKED}") };
                     places.add(uuid, &domain.name, &place, !domain.is_off);
                 }
             }
-            let moves = state.map(written_events).unwrap_or_default();
+            let moves = state.map(|it| written_events(it, &boot_id())).unwrap_or_default();
             let asked =
                 places.on_at_several().into_iter().chain(places.perhaps_away(&moves)).collect::<Vec<_>>();
             let seen = sights(config, settings, state, &known, &asked);
@@ -315,16 +324,49 @@ fn of_report(
         let next = "fence_virtd --status shows when the daemon heard each host";
         found.push(Finding::warning(CHECK, "this host", text, next));
     }
-    let is_probed = |it: &IpAddr| report.hosts.iter().any(|host| host.addresses.contains(it));
-    // With `peers`, see `setting`.
-    let others = heard.iter().filter(|(it, _)| !is_probed(it) && config.daemon.peers == Peers::Discovered);
-    found.extend(others.map(|(address, domains)| {
-        let text = format!("{}; the daemon here has not heard that host", listed(domains.as_deref()));
-        let next = "is fence_virtd running here? If it is, for more than a minute: --check on that host says \
-                    whether its key for hosts is the same, and its firewall open";
-        Finding::warning(CHECK, shown(known, *address), text, next)
-    }));
     found
+}
+
+/// Returns the addresses of hosts that answered a list, and that the daemon does not ask: it has not heard
+/// them. With `peers`, see [`setting`].
+fn strangers(
+    config: &Config,
+    heard: &BTreeMap<IpAddr, Option<Vec<HostDomain>>>,
+    report: &Result<ProbeReport, String>,
+) -> BTreeSet<IpAddr> {
+    let Ok(report) = report else { return BTreeSet::new() };
+    let is_probed = |it: &&IpAddr| report.hosts.iter().any(|host| host.addresses.contains(it));
+    let is_discovered = config.daemon.peers == Peers::Discovered;
+    heard.keys().filter(|it| is_discovered && !is_probed(it)).copied().collect()
+}
+
+/// Returns a finding for each of these hosts. One that has a domain of this host is a fault: what runs there
+/// is called off here.
+fn unasked(
+    known: &KnownHosts,
+    heard: &BTreeMap<IpAddr, Option<Vec<HostDomain>>>,
+    strangers: &BTreeSet<IpAddr>,
+    own: &[CheckedDomain],
+) -> Vec<Finding> {
+    let is_own =
+        |it: &HostDomain| DomainId::parse(&it.uuid).is_some_and(|id| own.iter().any(|it| it.uuid == id));
+    let hosts = heard.iter().filter(|(it, _)| strangers.contains(it));
+    let of_host = |(address, domains): (&IpAddr, &Option<Vec<HostDomain>>)| {
+        let listed = listed(domains.as_deref());
+        let shared = domains.iter().flatten().filter(|it| is_own(it)).map(|it| escaped(&it.name).to_string());
+        let shared: Vec<_> = shared.collect();
+        if shared.is_empty() {
+            let text = format!("{listed}; the daemon here has not heard that host");
+            return Finding::warning(CHECK, shown(known, *address), text, NOT_HEARD_STEP);
+        }
+        let text = format!(
+            "{listed}; the daemon here has not heard that host, so domains that run there are called off \
+             here without a question to that host: {}",
+            first_names(&shared, MAX_NAMED)
+        );
+        Finding::failed(CHECK, shown(known, *address), text, NOT_HEARD_STEP)
+    };
+    hosts.map(of_host).collect()
 }
 
 /// Returns what a list of a host says.
@@ -729,7 +771,10 @@ impl DomainPlaces {
     /// left this host, and those that are at several places.
     fn perhaps_away(&self, moves: &[WrittenEvent]) -> Vec<(DomainId, String)> {
         let is_on = |uuid: DomainId| self.domains.get(&uuid).is_some_and(|(_, _, on)| !on.is_empty());
-        let left = moves.iter().filter(|it| it.is_away).map(|it| (it.uuid, it.name.clone()));
+        let left = moves
+            .iter()
+            .filter(|it| matches!(it.sight, Sight::MovedAway(_)))
+            .map(|it| (it.uuid, it.name.clone()));
         let spare = self.domains.iter().filter(|(_, (_, all, _))| all.len() > 1);
         let all = left.chain(spare.map(|(uuid, (name, ..))| (*uuid, name.clone())));
         let off: BTreeMap<DomainId, String> = all.filter(|(uuid, _)| !is_on(*uuid)).collect();
@@ -741,10 +786,10 @@ impl DomainPlaces {
         for ((uuid, host), sight) in sights {
             let Some((_, all, on)) = self.domains.get_mut(uuid) else { continue };
             let Some(sight) = sight else { continue };
-            if !matches!(sight, HostSight::On | HostSight::Moving | HostSight::Unknown) {
+            if !matches!(sight, Sight::On | Sight::Moving | Sight::Unknown(_)) {
                 on.remove(host);
             }
-            if matches!(sight, HostSight::Absent | HostSight::MovedAway) {
+            if matches!(sight, Sight::Absent | Sight::MovedAway(_)) {
                 all.remove(host);
             }
         }
@@ -784,26 +829,36 @@ fn away(
     asked: &[(DomainId, String)],
 ) -> Vec<Finding> {
     let of_domain = |(uuid, name): &(DomainId, String)| {
+        let here = moves.iter().filter(|it| it.uuid == *uuid).map(|it| ("this host", &it.sight));
         let seen: Vec<_> = sights.iter().filter(|((it, _), _)| it == uuid).collect();
+        let can_tell = |it: &Sight| !matches!(it, Sight::Unknown(_));
+        let heard = seen.iter().filter_map(|((_, host), it)| Some((host.as_str(), it.as_ref()?)));
+        let told: Vec<_> = here.chain(heard.filter(|(_, it)| can_tell(it))).collect();
         let is_on = places.domains.get(uuid).is_some_and(|(_, _, on)| !on.is_empty());
-        let decides = |it: HostSight| matches!(it, HostSight::On | HostSight::Moving | HostSight::Ended);
-        if is_on || seen.iter().any(|(_, sight)| sight.is_some_and(decides)) {
+        if is_on || told.iter().any(|(_, it)| matches!(it, Sight::On | Sight::Moving)) {
             return None;
         }
-        let here = |is_away| moves.iter().any(|it| it.uuid == *uuid && it.is_away == is_away);
-        let left = seen.iter().find(|(_, sight)| **sight == Some(HostSight::MovedAway));
-        let from = match left {
-            _ if here(true) => "this host",
-            Some(((_, host), _)) if !here(false) => host,
-            _ => return None,
-        };
-        let can_tell = |it: &Option<HostSight>| it.is_some_and(|it| it != HostSight::Unknown);
-        let silent = seen.iter().filter(|(_, sight)| !can_tell(sight)).map(|((_, host), _)| host);
-        let unheard = silent.chain(&places.unheard).cloned().collect();
+        let (from, _) = told.iter().find(|(_, it)| matches!(it, Sight::MovedAway(_)))?;
+        if is_proved_off(&told) {
+            return None;
+        }
+        let silent = seen.iter().filter(|(_, it)| !it.as_ref().is_some_and(can_tell));
+        let unheard = silent.map(|((_, host), _)| host).chain(&places.unheard).cloned().collect();
         Some(of_away(&format!("{} ({uuid})", escaped(name)), from, &unheard))
     };
     let domains: BTreeMap<_, _> = asked.iter().cloned().collect();
     domains.into_iter().filter_map(|it| of_domain(&it)).collect()
+}
+
+/// Returns whether this is enough to call a domain off: whether each move has its end, by the rule of a
+/// request.
+fn is_proved_off(told: &[(&str, &Sight)]) -> bool {
+    let now = Instant::now();
+    let finding = |(host, sight): &(&str, &Sight)| {
+        evidence::Finding::without_namesakes(DomainSite::Host((*host).to_owned()), (*sight).clone(), now, now)
+    };
+    let round: Vec<_> = told.iter().map(finding).collect();
+    ProvedOff::from_rounds(now, &[round.clone(), round]).is_ok()
 }
 
 /// Returns what is said of a domain that moved away. While a host is not heard, the domain may run there: to
@@ -875,6 +930,8 @@ fn at_several_places(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use fence_wire::HostHello;
 
     use super::*;
@@ -891,36 +948,46 @@ mod tests {
     #[test]
     fn a_domain_that_moved_away_and_ended_unseen_is_named() {
         let (uuid, host) = (DomainId::from_bytes([7; 16]), "h2 (10.0.0.2)");
-        let event = |is_away| WrittenEvent { uuid, name: "vm".to_owned(), is_away };
-        let said = |moves: &[WrittenEvent], sight, is_on| {
+        let minutes = |it: u64| Duration::from_secs(it * 60);
+        let (left, ended) = (|it| Sight::MovedAway(minutes(it)), |it| Sight::Ended(Some(minutes(it))));
+        let said = |here: Option<Sight>, there, is_on| {
             let mut places = DomainPlaces::default();
             places.add(uuid, "vm", "this host", false);
             places.add(uuid, "vm", host, is_on);
-            let sights = [((uuid, host.to_owned()), Some(sight))].into();
-            away(&places, moves, &sights, &[(uuid, "vm".to_owned())])
+            let sights = [((uuid, host.to_owned()), Some(there))].into();
+            let moves: Vec<_> =
+                here.map(|sight| WrittenEvent { uuid, name: "vm".to_owned(), sight }).into_iter().collect();
+            let found = away(&places, &moves, &sights, &[(uuid, "vm".to_owned())]);
+            assert!(found.len() < 2, "{found:?}");
+            found.first().map_or_else(String::new, |it| it.text.clone())
         };
-        let found = said(&[event(true)], HostSight::Off, false);
-        assert!(matches!(&found[..], [it] if it.text.starts_with("moved away from this host,")), "{found:?}");
-        let found = said(&[], HostSight::MovedAway, false);
-        assert!(matches!(&found[..], [it] if it.text.starts_with("moved away from h2 (10.0.0.2),")));
-        assert!(said(&[event(true)], HostSight::Ended, false).is_empty(), "that host saw it end");
-        assert!(said(&[event(true)], HostSight::Off, true).is_empty());
-        assert!(said(&[event(false)], HostSight::MovedAway, false).is_empty(), "it came here, and ended");
-        assert!(said(&[], HostSight::Off, false).is_empty());
+        let (from_here, from_there) = ("moved away from this host,", "moved away from h2 (10.0.0.2),");
+        assert!(said(Some(left(9)), Sight::Off, false).starts_with(from_here));
+        assert!(said(None, left(9), false).starts_with(from_there));
+        assert_eq!(said(Some(left(9)), ended(3), false), "", "that host saw it end");
+        assert_eq!(said(Some(ended(3)), left(9), false), "", "it came here, and ended");
+        // An end before the move says nothing, nor does one of which nobody knows when it was.
+        assert!(said(Some(left(3)), ended(9), false).starts_with(from_here));
+        assert!(said(Some(ended(9)), left(3), false).starts_with(from_there));
+        assert!(said(Some(left(3)), Sight::Ended(None), false).starts_with(from_here));
+        assert_eq!(said(Some(left(9)), Sight::Off, true), "");
+        assert_eq!(said(Some(left(9)), Sight::Moving, false), "");
+        assert_eq!(said(None, Sight::Off, false), "");
     }
 
     /// The domain runs at the silent host, most probably: to start it elsewhere would be the second instance.
     #[test]
     fn a_domain_that_moved_away_while_a_host_is_silent_is_started_nowhere() {
         let (uuid, name) = (DomainId::from_bytes([7; 16]), "vm".to_owned());
-        let moves = [WrittenEvent { uuid, name: name.clone(), is_away: true }];
+        let moves =
+            [WrittenEvent { uuid, name: name.clone(), sight: Sight::MovedAway(Duration::from_secs(9)) }];
         let host = |name: &str, result| ProbedHost {
             id: None,
             name: name.to_owned(),
             addresses: Vec::new(),
             result,
         };
-        let said = |h1: ProbeResult, sight: Option<HostSight>| {
+        let said = |h1: ProbeResult, sight: Option<Sight>| {
             let hosts = vec![host("h1 (10.0.0.1)", h1), host("h3", ProbeResult::Answers)];
             let mut places = DomainPlaces {
                 unheard: unheard(&Ok(ProbeReport { hosts, ..ProbeReport::default() })),
@@ -928,7 +995,7 @@ mod tests {
             };
             places.add(uuid, "vm", "this host", false);
             let at_h1 = sight.into_iter().map(|it| ((uuid, "h1 (10.0.0.1)".to_owned()), Some(it)));
-            let sights = at_h1.chain([((uuid, "h3".to_owned()), Some(HostSight::Absent))]).collect();
+            let sights = at_h1.chain([((uuid, "h3".to_owned()), Some(Sight::Absent))]).collect();
             places.take(&sights);
             let found = away(&places, &moves, &sights, &[(uuid, name.clone())]);
             assert_eq!(found.len(), 1, "{found:?}");
@@ -937,10 +1004,10 @@ mod tests {
         let silent = || ProbeResult::Silent(SilenceClue::Nothing);
         let doubts = [
             (silent(), None),
-            (ProbeResult::CantTell("libvirt hangs".to_owned()), Some(HostSight::Unknown)),
-            (ProbeResult::InDoubt("who is that?".to_owned()), Some(HostSight::Absent)),
+            (ProbeResult::CantTell("libvirt hangs".to_owned()), Some(Sight::Unknown("busy".to_owned()))),
+            (ProbeResult::InDoubt("who is that?".to_owned()), Some(Sight::Absent)),
             (ProbeResult::ClientCantTell("no answer".to_owned()), None),
-            (ProbeResult::Answers, Some(HostSight::Unknown)),
+            (ProbeResult::Answers, Some(Sight::Unknown("busy".to_owned()))),
         ];
         for (result, sight) in doubts {
             let said = said(result, sight);
@@ -951,7 +1018,7 @@ mod tests {
             assert!(said.contains("-> repair that host first") && !said.contains("No host"), "{said}");
             assert!(!said.contains("virsh") && !said.contains("`peers` of all"), "{said}");
         }
-        let said = said(ProbeResult::Answers, Some(HostSight::Off));
+        let said = said(ProbeResult::Answers, Some(Sight::Off));
         assert!(said.contains("No host that is asked has the domain on") && said.contains("virsh"), "{said}");
     }
 
@@ -1158,13 +1225,14 @@ mod tests {
         assert!(lines[1].starts_with(note) && lines[1].lines().count() == 1, "{}", lines[1]);
         // Each node of a corosync cluster lists the domains of all.
         let mut places = DomainPlaces::default();
-        for (host, sight) in [("h1", HostSight::On), ("h2", HostSight::Absent), ("h3", HostSight::Unknown)] {
+        for (host, sight) in [("h1", Sight::On), ("h2", Sight::Absent), ("h3", Sight::Unknown(String::new()))]
+        {
             places.add(id(1), "web", host, true);
             places.add(id(2), "app", host, true);
             places.take(&[((id(1), host.to_owned()), Some(sight))].into());
         }
         assert_eq!(places.on_at_several().len(), 2);
-        places.take(&[((id(1), "h3".to_owned()), Some(HostSight::Off))].into());
+        places.take(&[((id(1), "h3".to_owned()), Some(Sight::Off))].into());
         assert_eq!(places.on_at_several(), [(id(2), "app".to_owned())]);
         let lines: Vec<_> = places.findings().iter().map(Finding::lines).collect();
         assert!(

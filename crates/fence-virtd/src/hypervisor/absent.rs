@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fence_core::domain::DomainId;
+use fence_core::evidence::Sight;
 
 /// Hypervisors of a build without libvirt: none.
 #[derive(Clone, Default)]
@@ -57,10 +58,10 @@ impl Hypervisor {
 pub(crate) struct WrittenEvent {
     pub(crate) uuid: DomainId,
     pub(crate) name: String,
-    pub(crate) is_away: bool,
+    pub(crate) sight: Sight,
 }
 
 /// Returns nothing: no daemon saw any.
-pub(crate) fn written_events(_: &Path) -> Vec<WrittenEvent> {
+pub(crate) fn written_events(_: &Path, _: &str) -> Vec<WrittenEvent> {
     Vec::new()
 }

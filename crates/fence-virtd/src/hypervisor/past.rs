@@ -31,6 +31,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fence_core::domain::DomainId;
+use fence_core::evidence::Sight;
 use fence_core::evidence::recall::{BootMoment, PastEvent, WatchGap};
 use libvirt_host::Uuid;
 use tracing::warn;
@@ -72,19 +73,25 @@ pub(super) struct NamedEvent {
 pub(crate) struct WrittenEvent {
     pub(crate) uuid: DomainId,
     pub(crate) name: String,
-    /// Event of a move, or of a save to a file; else of an end.
-    pub(crate) is_away: bool,
+    /// Age of the move, or of the save to a file, or of the end.
+    pub(crate) sight: Sight,
 }
 
 /// Returns what the file `moves` of a state directory has, for a program beside the daemon; nothing where it
-/// can't be read.
-pub(crate) fn written_events(directory: &Path) -> Vec<WrittenEvent> {
+/// can't be read. `boot`: the kernel's id of this boot.
+pub(crate) fn written_events(directory: &Path, boot: &str) -> Vec<WrittenEvent> {
     let mut found = Vec::new();
     let text = read_file(&directory.join(FILE)).ok().flatten().unwrap_or_default();
+    let now = BootMoment::at(since_boot());
     read_lines(&text, HEADER, &mut |line| {
-        let ((_, uuid), (_, NamedEvent { name, event })) = event_of(line)?;
-        let is_away = !matches!(event, PastEvent::Ended(_));
-        found.push(WrittenEvent { uuid: domain_id(uuid), name, is_away });
+        let ((_, uuid), (of, NamedEvent { name, event })) = event_of(line)?;
+        // Nothing is known of the time between two boots: the move may be a moment ago.
+        let age = |when| if *of == *boot { now.since(when) } else { Duration::ZERO };
+        let sight = match event {
+            PastEvent::Ended(when) => Sight::Ended((*of == *boot).then(|| now.since(when))),
+            PastEvent::MovedAway(when) | PastEvent::Saved(when) => Sight::MovedAway(age(when)),
+        };
+        found.push(WrittenEvent { uuid: domain_id(uuid), name, sight });
         Some(())
     });
     found

@@ -611,7 +611,8 @@ fn sight_of_cut_name(sight: &Sight, place: &DomainSite, question: &DomainQuestio
     }
 }
 
-fn sight(host: &str, answer: &HostAnswer) -> Sight {
+/// Returns what a host said, as evidence.
+pub(super) fn sight(host: &str, answer: &HostAnswer) -> Sight {
     let age = answer.age_ms.map(Duration::from_millis);
     match answer.sight {
         HostSight::On => Sight::On,

@@ -25,6 +25,7 @@ use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout_at};
 
+use super::asking::sight;
 use super::identity::{self, Identity};
 use super::legacy::own_addresses;
 use super::limits::PEER_LIMIT;
@@ -58,7 +59,7 @@ pub(crate) struct ProbedHost {
 }
 
 /// Sights of domains at other hosts, by the name of the host; none of a host that is silent.
-pub(crate) type HostSights = BTreeMap<(DomainId, String), Option<HostSight>>;
+pub(crate) type HostSights = BTreeMap<(DomainId, String), Option<Sight>>;
 
 /// Result of a question to another host.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -247,9 +248,14 @@ impl HostProbe {
             let found = self.peers.answers(&question, &respondents, began, began + PEER_LIMIT).await;
             let seen = found.map_or_else(
                 || respondents.iter().map(|it| (*it, None)).collect::<Vec<_>>(),
-                |it| it.into_iter().map(|it| (it.who, it.answer.map(|it| it.sight))).collect(),
+                |it| it.into_iter().map(|it| (it.who, it.answer)).collect(),
             );
-            seen.into_iter().map(|(who, sight)| ((*uuid, self.peers.shown(who)), sight)).collect::<Vec<_>>()
+            let shown = |(who, answer): (Respondent, Option<HostAnswer>)| {
+                let host = self.peers.shown(who);
+                let sight = answer.map(|it| sight(&host, &it));
+                ((*uuid, host), sight)
+            };
+            seen.into_iter().map(shown).collect::<Vec<_>>()
         });
         Some(join_all(asked).await.into_iter().flatten().collect())
     }
