@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from lab import testdriver
+from lab import net, testdriver
 from lab.hypervisor import until
 
 from .hosts import PATIENCE, refused
@@ -208,6 +208,34 @@ def test_off_while_qemu_migrates_the_domain(hosts, sites, note):
         for site in sites:
             site.hypervisor.virsh("undefine", name, check=False)
     note(f"(off, migration, running at): {ends}")
+
+
+@pytest.mark.parametrize("outage", ["frozen after the end", "killed in the start"])
+def test_a_start_at_another_node_ends_the_start_of_a_reboot(hosts, sites, outage):
+    """Somebody starts x there with virsh, while libvirtd of the host that reboots x is away."""
+    serve(hosts, sites)
+    here, there = sites
+    uuid = here.hypervisor.domain("x").uuid
+    there.hypervisor.domain("x", start=False)
+    hosts.wait_status("h3", "x", 0)
+    before = here.hypervisor.processes()[uuid]
+    agent = hosts.agent("h3", "reboot", "x", timeout=40)
+    if outage == "killed in the start":
+        net.wait_until(lambda: agent.process.poll() is not None or here.hypervisor.processes().get(uuid, before) != before, PATIENCE, 0.0005)
+        assert agent.process.poll() is None, (agent.finish(1), hosts.logs())
+        here.hypervisor.kill()
+    else:
+        net.wait_until(lambda: here.hypervisor.processes().get(uuid) != before, PATIENCE, 0.0005)
+        here.hypervisor.freeze()
+    half = here.hypervisor.processes().get(uuid)
+    there.hypervisor.virsh("start", "x")
+    time.sleep(4)
+    here.hypervisor.recover()
+    result = agent.finish(60)
+    assert uuid in there.hypervisor.processes(), hosts.logs()
+    # If libvirtd went away a moment later, there were two before anybody could know.
+    left = here.hypervisor.processes().get(uuid)
+    assert left in (None, half), f"two instances: {result}\n{hosts.logs()}"
 
 
 def test_off_between_the_end_of_a_migration_s_copy_and_its_start_at_the_target(hosts, sites):

@@ -146,6 +146,36 @@ def test_a_start_elsewhere_ends_the_start_of_a_reboot(hosts, outage, fenced):
         assert result.rc == OK and "so the domain is not started" in reason, (result, hosts.logs())
 
 
+@pytest.mark.parametrize("away", [0.3, 2.5])
+@pytest.mark.parametrize("place", ["host", "uri"])
+def test_a_start_elsewhere_while_libvirtd_is_away_in_the_start_of_a_reboot(hosts, place, away):
+    """libvirtd dies while it starts x; the next one ends what is half started. x was started at another place meanwhile."""
+    here, x = hosts.h1, hosts.h1.hypervisor
+    if place == "host":
+        hosts.serve("h1", "h2")
+        other = hosts.h2.hypervisor
+    else:
+        other = here.second
+        here.serve(backend={"uri": x.uri, "uri1": other.uri}, virtd={"peers": "none"})
+    uuid = other.domain("x", start=False).uuid
+    here.has("x")
+    until(lambda: hosts.ask("status", "x").rc == OK, PATIENCE, f"x is on\n{hosts.logs()}")
+    before = x.processes()[uuid]
+    agent = hosts.agent("reboot", "x", timeout=40)
+    net.wait_until(lambda: x.processes().get(uuid, before) != before, 30, 0.0005)
+    x.kill()
+    half = x.processes().get(uuid)
+    other.virsh("start", "x")
+    time.sleep(away)
+    x.start()
+    result = agent.finish(60)
+    assert uuid in other.processes(), hosts.logs()
+    # libvirtd may have died when the start was over: then there were two before anybody could know.
+    assert x.processes().get(uuid, half) == half, f"two instances: {result}\n{hosts.logs()}"
+    reason = here.records()[-1]["reason"]
+    assert result.rc == OK and (uuid in x.processes() or reason.startswith("fenced, but not started again: ")), (result, hosts.logs())
+
+
 def test_the_failure_of_a_fence_that_is_over_is_given_to_none(hosts, here):
     """Its client gave up before libvirtd was back. A new request comes when it is, and does its own work."""
     (before,) = here.processes("x")

@@ -38,6 +38,8 @@ pub(crate) struct DomainQuestion {
     /// The asker seeks an instance, and nothing follows where none is found: hosts that are slow to ask are
     /// left out, what the silent ones are is not looked into, and the first that says "on" is enough.
     pub(crate) seeks_instance: bool,
+    /// Asked right before a start: nodes of a cluster are asked too, which are not asked beside a power-off.
+    pub(crate) is_before_start: bool,
 }
 
 /// UUID of a question by the name alone.
@@ -55,6 +57,7 @@ impl DomainQuestion {
             is_for_text: false,
             asks_memory: false,
             seeks_instance: false,
+            is_before_start: false,
             by: TargetKind::Name,
         }
     }
@@ -62,6 +65,11 @@ impl DomainQuestion {
     /// Asks now.
     pub(crate) fn about(domain: &DomainRef) -> Self {
         Self { by: domain.by, ..Self::new(domain.uuid, domain.name.clone()) }
+    }
+
+    /// Asks now about a domain that is about to be started here.
+    pub(crate) fn before_start(domain: &DomainRef) -> Self {
+        Self { is_before_start: true, ..Self::about(domain) }
     }
 
     /// Asks now about a domain under no name: what else has its name says nothing of it.

@@ -773,7 +773,7 @@ impl LibvirtBackend {
         course: &DownCourse,
     ) -> Box<dyn Restart + 'a> {
         let (home, uuid) = (Arc::clone(&self.hypervisors[home]), libvirt_uuid(domain.uuid));
-        let check = Some(StartCheck::after(self, domain, course));
+        let check = Some(StartCheck::after(self, (domain, home.uri()), course));
         Box::new(LibvirtRestart { home, uuid, source, announced, check, has_begun: true })
     }
 
@@ -864,7 +864,7 @@ impl LibvirtBackend {
         };
         let (home, uuid) = (Arc::clone(self.home(domain)?), libvirt_uuid(domain.uuid));
         let source = StartSource::Definition;
-        let check = Some(StartCheck::after(self, domain, &DownCourse::default()));
+        let check = Some(StartCheck::after(self, (domain, home.uri()), &DownCourse::default()));
         let start = LibvirtRestart { home, uuid, source, announced, check, has_begun: false };
         match start.bring_up(lease).await {
             Err(ActionError::Gone) => Err(ActionError::Refused(no_definition(self.home(domain)?.uri()))),
@@ -987,7 +987,9 @@ impl LibvirtRestart<'_> {
             }
             let order_by = match &check {
                 Some(it) if gone.is_none() || home.is_up() => it.ask(lease.until()).await?,
-                _ => Instant::now() + ANSWER_AGE,
+                // It may be back with the call: what is there is watched, and an order is asked about first.
+                Some(_) => Instant::now(),
+                None => Instant::now() + ANSWER_AGE,
             };
             let (held, source) = (lease.clone(), Arc::clone(&source));
             // The call may go on when nobody waits for it any more, and the start with it.
@@ -1177,6 +1179,16 @@ impl Backend for LibvirtBackend {
 impl StartPlaces for LibvirtBackend {
     fn others(&self) -> Vec<Arc<dyn PeerHosts>> {
         lock(&self.others).clone()
+    }
+
+    fn look_beside<'a>(
+        &'a self,
+        home: &'a str,
+        question: &'a DomainQuestion,
+        until: Instant,
+    ) -> BoxedFuture<'a, Vec<Finding>> {
+        let beside = self.hypervisors.iter().filter(move |it| it.uri() != home);
+        Box::pin(join_all(beside.map(move |it| look_at_one(it, question, until))))
     }
 
     fn look<'a>(&'a self, question: &'a DomainQuestion, until: Instant) -> BoxedFuture<'a, Vec<Finding>> {

@@ -66,12 +66,14 @@ impl Cluster {
             return Err(ActionError::Lapsed("the cluster-wide grant was lost"));
         }
         let left = lease.until().saturating_duration_since(Instant::now());
-        let (ask, events) = state.outgoing_asks.begin(to, lease);
+        let uuid = domain.uuid.to_string();
+        let starts = matches!(what, AskAction::On | AskAction::Reboot).then_some(uuid.as_str());
+        let (ask, events) = state.outgoing_asks.begin(to, starts, lease);
         let message = HostMessage::Ask(AskMessage {
             to,
             ask,
             what,
-            uuid: domain.uuid.to_string(),
+            uuid,
             name: domain.name.clone(),
             claim: claim.filter(|_| what != AskAction::Status),
             rests,

@@ -44,6 +44,8 @@ pub(super) struct OutgoingAsks {
 #[derive(Debug)]
 struct OutgoingAsk {
     to: Member,
+    /// UUID of the domain that the owner is to start.
+    starts: Option<String>,
     tell: mpsc::UnboundedSender<AskEvent>,
     /// Lease, held as long as any part of the work may still take effect.
     lease: Lease,
@@ -71,13 +73,27 @@ impl OutgoingAsks {
         Self { next: first, pending: HashMap::new() }
     }
 
-    /// Registers an ask to `to`. Returns its number and its events.
-    pub(super) fn begin(&mut self, to: Member, lease: &Lease) -> (u64, mpsc::UnboundedReceiver<AskEvent>) {
+    /// Registers an ask to `to`. Returns its number and its events. `starts`: UUID of the domain that is to
+    /// be on in the end.
+    pub(super) fn begin(
+        &mut self,
+        to: Member,
+        starts: Option<&str>,
+        lease: &Lease,
+    ) -> (u64, mpsc::UnboundedReceiver<AskEvent>) {
         let ask = self.next;
         self.next = self.next.wrapping_add(1);
         let (tell, told) = mpsc::unbounded_channel();
-        self.pending.insert(ask, OutgoingAsk { to, tell, lease: lease.clone(), went: false });
+        self.pending.insert(
+            ask,
+            OutgoingAsk { to, starts: starts.map(str::to_owned), tell, lease: lease.clone(), went: false },
+        );
         (ask, told)
+    }
+
+    /// Returns whether this member has the word of this host to start the domain.
+    pub(super) fn has_start_at(&self, to: Member, uuid: &str) -> bool {
+        self.pending.values().any(|it| it.to == to && it.went && it.starts.as_deref() == Some(uuid))
     }
 
     /// Forgets an ask that was not sent.
@@ -272,7 +288,7 @@ mod tests {
     fn go_is_said_while_somebody_waits_and_to_nobody_else() {
         let (mut asks, now) = (OutgoingAsks::new(40), Instant::now());
         let lease = lease();
-        let (number, _told) = asks.begin(OWNER, &lease);
+        let (number, _told) = asks.begin(OWNER, None, &lease);
         assert_eq!(number, 40);
         let left = |message| match message {
             HostMessage::Go { to: OWNER, ask: 40, left_ms } => Some(left_ms),
@@ -291,7 +307,7 @@ mod tests {
     fn the_owner_alone_is_believed_and_its_reply_ends_it() {
         let mut asks = OutgoingAsks::new(1);
         let (lease, mut settled) = Lease::new(Instant::now() + TIME, 7);
-        let (number, mut told) = asks.begin(OWNER, &lease);
+        let (number, mut told) = asks.begin(OWNER, None, &lease);
         drop(lease);
         asks.seen_off(OTHER, number, true, false);
         asks.reply(OTHER, number, AskEnd::NotHere);
@@ -309,8 +325,8 @@ mod tests {
     fn an_owner_that_left_may_still_be_at_it() {
         let mut asks = OutgoingAsks::new(1);
         let (lease, mut settled) = Lease::new(Instant::now() + TIME, 7);
-        let (_, mut told) = asks.begin(OWNER, &lease);
-        let (_, mut other) = asks.begin(OTHER, &lease);
+        let (_, mut told) = asks.begin(OWNER, None, &lease);
+        let (_, mut other) = asks.begin(OTHER, None, &lease);
         drop(lease);
         let held = asks.lost(Some(OWNER), "it left");
         assert!(matches!(told.try_recv(), Ok(AskEvent::Lost(why)) if why == "it left"));
@@ -374,7 +390,7 @@ mod tests {
         let ask = || {
             let (lease, settled) = Lease::new(now + Duration::from_secs(60), 1);
             let mut asks = OutgoingAsks::new(1);
-            let (ask, _told) = asks.begin(OWNER, &lease);
+            let (ask, _told) = asks.begin(OWNER, None, &lease);
             (asks, ask, settled)
         };
         let (mut asks, number, mut settled) = ask();
@@ -393,7 +409,7 @@ mod tests {
     fn an_early_reply_tells_the_client_and_holds_the_lease() {
         let mut asks = OutgoingAsks::new(1);
         let (lease, mut released) = Lease::new(Instant::now() + TIME, 7);
-        let (ask, mut events) = asks.begin(OWNER, &lease);
+        let (ask, mut events) = asks.begin(OWNER, None, &lease);
         drop(lease);
         let end = || AskEnd::NothingDone("why".to_owned());
         // Nothing was begun.

@@ -34,11 +34,13 @@ impl PeerHosts for OtherNodes {
 
     fn look<'a>(&'a self, question: &'a DomainQuestion, until: Instant) -> BoxedFuture<'a, Vec<Finding>> {
         Box::pin(async move {
-            // The nodes are not asked beside each power-off: they have one order of all requests.
-            if question.seeks_instance {
+            // The nodes are not asked beside each power-off: they have one order of all requests. People who
+            // start machines beside it are not in that order.
+            if question.seeks_instance && !question.is_before_start {
                 return Vec::new();
             }
             match self.0.upgrade() {
+                Some(cluster) if question.seeks_instance => cluster.seek_elsewhere(question, until).await,
                 Some(cluster) => cluster.look_elsewhere(question, until).await,
                 None => vec![unknown("the cluster", "this daemon is about to end")],
             }
@@ -88,6 +90,17 @@ impl Cluster {
         });
         findings.extend(join_all(proofs).await);
         findings
+    }
+
+    /// Looks at each other node that is heard. Those with an instance that is there to stay count: what only
+    /// comes or goes may be a start that a node owes, of this very request.
+    async fn seek_elsewhere(self: &Arc<Self>, question: &DomainQuestion, until: Instant) -> Vec<Finding> {
+        let nodes = self.other_nodes(question).unwrap_or_default();
+        let asks = nodes.iter().filter_map(|it| match it {
+            OtherNode::Heard(member) => Some(self.look_at(*member, question, until)),
+            OtherNode::Legacy(_) | OtherNode::NotHeard(_) => None,
+        });
+        join_all(asks).await.into_iter().filter(|it| it.sight == Sight::On).collect()
     }
 
     /// Returns all nodes but this one, and the one where the domain was on last, if that is lost.

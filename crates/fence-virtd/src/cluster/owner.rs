@@ -146,7 +146,8 @@ impl AskExecution<'_> {
         // A start may become owed while the hypervisors are asked, or be made good after they were.
         // One that the asker is to start is not started before that is over: else two hosts that owe it would
         // wait for each other.
-        let is_theirs = self.cluster.is_start_of(self.from, &self.ask.uuid);
+        let is_theirs = self.cluster.is_start_of(self.from, &self.ask.uuid)
+            || self.cluster.state().outgoing_asks.has_start_at(self.from, &self.ask.uuid);
         let owes = || !is_theirs && self.cluster.service().is_some_and(|it| it.owes_start(&self.ask.uuid));
         let was_owed = owes();
         let found = self.cluster.local().look_here(&question, until).await;

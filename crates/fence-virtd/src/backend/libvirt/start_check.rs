@@ -46,6 +46,14 @@ pub(super) trait StartPlaces: Send + Sync {
     /// Returns the other hosts.
     fn others(&self) -> Vec<Arc<dyn PeerHosts>>;
 
+    /// Looks at each hypervisor of this host but this one.
+    fn look_beside<'a>(
+        &'a self,
+        home: &'a str,
+        question: &'a DomainQuestion,
+        until: Instant,
+    ) -> BoxedFuture<'a, Vec<Finding>>;
+
     /// Looks at each hypervisor of this host and at each other host.
     fn look<'a>(&'a self, question: &'a DomainQuestion, until: Instant) -> BoxedFuture<'a, Vec<Finding>>;
 
@@ -62,6 +70,8 @@ pub(super) trait StartPlaces: Send + Sync {
 pub(super) struct StartCheck<'b> {
     places: &'b dyn StartPlaces,
     domain: DomainRef,
+    /// Hypervisor that is to start the domain.
+    home: String,
     /// Moment since which nothing may have happened at another place.
     since: Instant,
     /// When the domain was seen off.
@@ -72,59 +82,81 @@ pub(super) struct StartCheck<'b> {
 
 impl<'b> StartCheck<'b> {
     /// Prepares the question about a domain that has just been seen off.
-    pub(super) fn after(places: &'b dyn StartPlaces, domain: &DomainRef, course: &DownCourse) -> Self {
+    pub(super) fn after(
+        places: &'b dyn StartPlaces,
+        (domain, home): (&DomainRef, &str),
+        course: &DownCourse,
+    ) -> Self {
         let seen = Instant::now();
         let since = course.since.unwrap_or(seen);
-        Self { places, domain: domain.clone(), since, seen, was_away: course.was_away }
+        let (domain, home) = (domain.clone(), home.to_owned());
+        Self { places, domain, home, since, seen, was_away: course.was_away }
     }
 
-    /// Asks, and returns the moment until which the order may be given.
+    /// Asks, and returns the moment until which the order may be given: now, where the hypervisor has an
+    /// instance, which is to be watched before anybody is asked again.
     ///
     /// # Errors
     /// The start does not stand any more, or nobody can tell.
     pub(super) async fn ask(&self, until: Instant) -> Result<Instant, ActionError> {
-        if self.was_away || self.seen.elapsed() > PROMPT_START {
-            self.ask_all(until).await?;
-        } else {
-            self.ask_whoever_answers(until).await?;
+        let mut limit = ANSWER_AGE;
+        loop {
+            let began = Instant::now();
+            let order_by = if self.was_away || self.seen.elapsed() > PROMPT_START {
+                self.ask_all(until).await?
+            } else {
+                self.ask_whoever_answers(until).await?
+            };
+            // What the first said is old when the last was waited for. Where all are slow, more is taken.
+            if began.elapsed() <= limit || Instant::now() >= until {
+                return Ok(order_by);
+            }
+            limit += ANSWER_AGE;
         }
-        Ok(Instant::now() + ANSWER_AGE)
     }
 
-    async fn ask_whoever_answers(&self, until: Instant) -> Result<(), ActionError> {
-        let question = DomainQuestion::about(&self.domain);
+    async fn ask_whoever_answers(&self, until: Instant) -> Result<Instant, ActionError> {
+        let question = DomainQuestion::before_start(&self.domain);
         let others = self.places.others();
         let mut second = SecondInstance::seek(others.clone(), &question, until);
         let limit = until.min(Instant::now() + SECOND_INSTANCE_WAIT);
         let words = join_all(others.iter().map(|it| it.recall(&question, limit)));
-        let (_, words) = tokio::join!(second.is_found(), words);
-        if let Some(instance) = second.found() {
+        let beside = self.places.look_beside(&self.home, &question, limit);
+        let (_, words, beside) = tokio::join!(second.is_found(), words, beside);
+        let beside = Instance::in_looks(&beside);
+        if let Some(instance) = second.found().or(beside.as_ref()) {
             return Err(overtaken(instance));
         }
         let words = words.into_iter().flatten().filter(|(_, it)| matches!(it, PlaceWord::Memory(_)));
         match StartVerdict::of(self.since.elapsed(), &words.collect::<Vec<_>>()) {
             StartVerdict::Overtaken(what) => Err(overtaken(&what)),
             // A host whose daemon is new has nothing to tell.
-            StartVerdict::Stands | StartVerdict::Untold(_) | StartVerdict::Unheard(_) => Ok(()),
+            StartVerdict::Stands | StartVerdict::Untold(_) | StartVerdict::Unheard(_) => {
+                Ok(Instant::now() + ANSWER_AGE)
+            }
         }
     }
 
-    async fn ask_all(&self, until: Instant) -> Result<(), ActionError> {
-        let question = DomainQuestion::about(&self.domain);
+    fn is_home(&self, look: &Finding) -> bool {
+        matches!(&look.place, DomainSite::Hypervisor(uri) if *uri == self.home)
+    }
+
+    async fn ask_all(&self, until: Instant) -> Result<Instant, ActionError> {
+        let question = DomainQuestion::before_start(&self.domain);
         let looks = self.places.look(&question, until).await;
-        let (own, others): (Vec<_>, Vec<_>) =
-            looks.into_iter().partition(|it| matches!(it.place, DomainSite::Hypervisor(_)));
-        // It may be that of an order that was given before libvirt went away.
-        if Instance::in_looks(&own).is_some() {
-            return Ok(());
-        }
-        match Instance::in_looks(&others) {
+        let (here, beside): (Vec<_>, Vec<_>) = looks.into_iter().partition(|it| self.is_home(it));
+        match Instance::in_looks(&beside) {
             Some(it @ Instance::On(_)) => return Err(overtaken(&it)),
             Some(it @ Instance::Moving(_)) => return Err(ActionError::Unavailable(it.to_string())),
             None => {}
         }
+        // It may be that of an order that was given before libvirt went away, and libvirt may be about to
+        // end it. What is ordered after that is asked about anew.
+        if Instance::in_looks(&here).is_some() {
+            return Ok(Instant::now());
+        }
         match self.places.judge(&self.domain, self.since.elapsed(), until).await {
-            StartVerdict::Stands => Ok(()),
+            StartVerdict::Stands => Ok(Instant::now() + ANSWER_AGE),
             StartVerdict::Overtaken(what) => Err(overtaken(&what)),
             StartVerdict::Untold(why) => Err(ActionError::Refused(format!(
                 "libvirt was away, and nobody can tell whether somebody asked for the domain meanwhile: \
