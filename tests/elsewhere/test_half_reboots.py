@@ -297,3 +297,27 @@ def test_what_a_reboot_owes_outlives_the_daemon(hosts, monkeypatch):
     here.serve_again()
     assert second_record(hosts).startswith(NEXT + MADE_GOOD), hosts.logs()
     assert len(here.processes("x")) == 1, hosts.logs()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+def test_a_libvirtd_that_ended_in_a_power_off_holds_up_the_others_for_a_moment(hosts, number):
+    """x's libvirtd ends in an off of x and stays away. Its order can be taken up by nobody, so y, of another libvirtd, can be fenced."""
+    here, second = hosts.h1, hosts.h1.second
+    here.serve(listener="tcp", backend={"uri1": second.uri}, virtd={"peers": "none"})
+    here.has("y")
+    second.domain("x")
+    over_tcp = ("-T", here.node.ip)
+    assert [hosts.ask("status", it, *over_tcp).rc for it in "xy"] == [OK, OK], hosts.logs()
+    (pid,) = here.processes("x")
+    process.freeze(pid)
+    shot = hosts.agent("off", "x", *over_tcp, timeout=5)
+    until(lambda: process.is_pending(pid, signal.SIGTERM), PATIENCE, "libvirtd told QEMU to end")
+    os.kill(second.libvirtd_pid(), number)
+    process.thaw(pid)
+    second._wait_gone()
+    ended = time.monotonic()
+    assert shot.finish(60).rc == FAILED, hosts.logs()
+    # A QEMU that was told, and that nobody sees, may have taken so long.
+    answer = hosts.ask("off", "y", *over_tcp, timeout=40)
+    assert answer.rc == OK and hosts.where("y") == [], hosts.logs()
+    assert 15 < time.monotonic() - ended < 35, hosts.logs()

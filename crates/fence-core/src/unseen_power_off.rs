@@ -14,15 +14,20 @@ use crate::intent::HYPERVISOR_EFFECT_MS;
 pub struct UnseenPowerOff {
     /// Number of the instance that was to end, if it has one.
     instance: Option<u32>,
-    /// End of the time in which the order can take effect; none until the hypervisor has answered.
-    until: Option<Instant>,
+    /// End of the time in which the order can take effect, by the first answer of the hypervisor.
+    answered: Option<Instant>,
+    /// The same by the end of the process that had the order: nobody takes it up later.
+    gone: Option<Instant>,
 }
 
 /// Look at the domain that began after the call with the order had ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LaterLook {
-    /// The hypervisor did not answer.
+    /// The hypervisor did not answer: it may stand still, or be cut off.
     Silent,
+    /// Nobody listens at the hypervisor's socket on this host, or there is none: the process that had the
+    /// order has ended, or has come to its end and takes up nothing more.
+    Gone,
     /// The hypervisor answered, and did not tell the state.
     Untold,
     /// An instance is there, with its number if it has one.
@@ -45,36 +50,41 @@ pub enum PowerOffEnd {
 }
 
 impl UnseenPowerOff {
-    /// Longest time for which the order may take effect after the hypervisor has answered again.
+    /// Longest time for which the order may take effect after the hypervisor has answered again, or its
+    /// process was found gone.
     pub const LIMIT: Duration = Duration::from_millis(HYPERVISOR_EFFECT_MS);
 
     /// Begins with an order whose call has ended.
     pub fn new(instance: Option<u32>) -> Self {
-        Self { instance, until: None }
+        Self { instance, answered: None, gone: None }
     }
 
     /// Returns the end of the time in which the order can take effect, once it is known.
     pub fn until(&self) -> Option<Instant> {
-        self.until
+        self.answered.into_iter().chain(self.gone).min()
     }
 
-    /// Takes a look that began at this moment.
+    /// Takes a look that began and ended at these moments.
     ///
     /// A hypervisor that stands still, or that is cut off, may take the order up when it goes on. So the time
-    /// begins with its first answer.
-    pub fn look(&mut self, began: Instant, look: LaterLook) -> PowerOffEnd {
+    /// begins with its first answer. One whose process has ended takes nothing up, and a later one knows
+    /// nothing of the order: only what was signalled before may still end. A look may take long, and what it
+    /// shows may have happened at its end.
+    pub fn look(&mut self, (began, ended): (Instant, Instant), look: LaterLook) -> PowerOffEnd {
+        let mut limit = self.until();
         match look {
-            LaterLook::Silent => return PowerOffEnd::Open,
+            // After an answer it may have stood still again in the middle of the order.
+            LaterLook::Silent => limit = self.gone,
+            LaterLook::Gone => _ = self.gone.get_or_insert(ended + Self::LIMIT),
             LaterLook::Off => return PowerOffEnd::SeenOff,
             LaterLook::Elsewhere => return PowerOffEnd::Over,
             // The instance that the order was for has ended.
             LaterLook::On(Some(other)) if self.instance.is_some_and(|it| it != other) => {
                 return PowerOffEnd::Over;
             }
-            LaterLook::On(_) | LaterLook::Untold => {}
+            LaterLook::On(_) | LaterLook::Untold => _ = self.answered.get_or_insert(ended + Self::LIMIT),
         }
-        let until = *self.until.get_or_insert(began + Self::LIMIT);
-        if began >= until { PowerOffEnd::Over } else { PowerOffEnd::Open }
+        if limit.is_some_and(|it| began >= it) { PowerOffEnd::Over } else { PowerOffEnd::Open }
     }
 }
 

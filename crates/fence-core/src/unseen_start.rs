@@ -32,7 +32,7 @@ impl UnseenStart {
     /// when it goes on, so the time begins with its first answer.
     pub fn look(&mut self, began: Instant, look: LaterLook) -> bool {
         let instance = match look {
-            LaterLook::Silent => {
+            LaterLook::Silent | LaterLook::Gone => {
                 self.seen = None;
                 return false;
             }

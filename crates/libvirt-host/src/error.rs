@@ -17,6 +17,8 @@ pub struct Error {
     pub code: i32,
     /// Part of libvirt that failed (`VIR_FROM_*`).
     pub domain: i32,
+    /// System's error number, where a call of the operating system failed; else without a meaning.
+    pub errno: i32,
     /// libvirt's original message: it may contain any bytes that a peer put into a name.
     pub message: String,
     /// The call in words: "destroy domain".
@@ -73,7 +75,7 @@ impl Error {
             unsafe { CStr::from_ptr(error.message) }.to_string_lossy().into_owned()
         };
         let kind = ErrorKind::of(error.code, error.domain, error.int1);
-        Self { kind, code: error.code, domain: error.domain, message, call }
+        Self { kind, code: error.code, domain: error.domain, errno: error.int1, message, call }
     }
 
     /// Returns whether the call just made on this thread failed because a file is not there. No other call to
@@ -86,6 +88,15 @@ impl Error {
         })
     }
 
+    /// Returns whether nobody listens at the hypervisor's socket, or there is none, by the failure to open a
+    /// connection.
+    pub fn is_without_listener(&self) -> bool {
+        const ENOENT: i32 = 2;
+        const ECONNREFUSED: i32 = 111;
+        let is_transport = self.domain == sys::VIR_FROM_RPC.cast_signed();
+        self.is_of_the_system() && is_transport && [ENOENT, ECONNREFUSED].contains(&self.errno)
+    }
+
     /// Returns whether a call of the operating system failed, at the hypervisor's side or at ours.
     pub(crate) fn is_of_the_system(&self) -> bool {
         self.code == sys::VIR_ERR_SYSTEM_ERROR.cast_signed()
@@ -94,7 +105,8 @@ impl Error {
     /// Makes an error without a call to libvirt.
     pub(crate) fn own(call: &'static str, code: i32, message: &str) -> Self {
         let domain = sys::VIR_FROM_NONE.cast_signed();
-        Self { kind: ErrorKind::of(code, domain, 0), code, domain, message: message.to_owned(), call }
+        let kind = ErrorKind::of(code, domain, 0);
+        Self { kind, code, domain, errno: 0, message: message.to_owned(), call }
     }
 }
 
@@ -153,6 +165,25 @@ mod tests {
         let error = Error::own("look up domain by name", 42, "no domain 'a\nb\x1b[2J\u{202e}é'\n");
         assert_eq!(error.to_string(), r"look up domain by name: no domain 'a\nb\u{1b}[2J\u{202e}é'");
         assert_eq!(error.kind, ErrorKind::NoDomain);
+    }
+
+    #[test]
+    fn nobody_listens_only_by_the_systems_word_for_it() {
+        // (code, domain, errno) of an attempt to connect: socket gone, refused, no permission, reset, an end
+        // of file, a file that the test driver misses, libvirtd's own failure.
+        for (raw, is_without) in [
+            ((38, 7, 2), true),
+            ((38, 7, 111), true),
+            ((38, 7, 13), false),
+            ((38, 7, 104), false),
+            ((1, 7, 111), false),
+            ((38, 12, 2), false),
+            ((38, 10, 111), false),
+        ] {
+            let (code, domain, errno) = raw;
+            let error = Error { domain, errno, ..Error::own("open a connection", code, "") };
+            assert_eq!(error.is_without_listener(), is_without, "{raw:?}");
+        }
     }
 
     #[test]

@@ -18,32 +18,55 @@ const STEP: Duration = Duration::from_millis(100);
 /// Steps in which the slowest order takes effect, once its hypervisor goes on.
 const SLOWEST: u32 = 149;
 /// Steps after which every course is over.
-const COURSE: u32 = 800;
+const COURSE: u32 = 2000;
 
 #[test]
 fn an_order_is_over_once_it_was_seen_off_or_its_time_is_over() {
+    use LaterLook::{Gone, Off, On, Silent, Untold};
     let start = Instant::now();
-    let at = |seconds| start + Duration::from_secs(seconds);
     for (look, end) in [
-        (LaterLook::Off, PowerOffEnd::SeenOff),
+        (Off, PowerOffEnd::SeenOff),
         (LaterLook::Elsewhere, PowerOffEnd::Over),
         // Another instance.
-        (LaterLook::On(Some(8)), PowerOffEnd::Over),
-        (LaterLook::On(Some(7)), PowerOffEnd::Open),
-        (LaterLook::On(None), PowerOffEnd::Open),
-        (LaterLook::Untold, PowerOffEnd::Open),
-        (LaterLook::Silent, PowerOffEnd::Open),
+        (On(Some(8)), PowerOffEnd::Over),
+        (On(Some(7)), PowerOffEnd::Open),
+        (On(None), PowerOffEnd::Open),
+        (Untold, PowerOffEnd::Open),
+        (Silent, PowerOffEnd::Open),
+        (Gone, PowerOffEnd::Open),
     ] {
-        assert_eq!(UnseenPowerOff::new(Some(7)).look(start, look), end, "{look:?}");
+        assert_eq!(UnseenPowerOff::new(Some(7)).look((start, start), look), end, "{look:?}");
     }
-    let mut order = UnseenPowerOff::new(None);
-    // A hypervisor that stands still takes the order up when it goes on.
-    assert_eq!(order.look(at(0), LaterLook::Silent), PowerOffEnd::Open);
-    assert_eq!(order.look(at(100), LaterLook::Silent), PowerOffEnd::Open);
-    assert_eq!((order.until(), order.look(at(101), LaterLook::On(Some(7)))), (None, PowerOffEnd::Open));
-    assert_eq!(order.until(), Some(at(116)));
-    assert_eq!(order.look(at(115), LaterLook::Untold), PowerOffEnd::Open);
-    assert_eq!(order.look(at(116), LaterLook::On(Some(7))), PowerOffEnd::Over);
+    let on = On(Some(7));
+    // A hypervisor that stands still takes the order up when it goes on, also after an answer.
+    assert_eq!(over_at(&[(0, Silent), (100, Silent), (101, on), (115, Untold), (116, on)]), Some(116));
+    assert_eq!(over_at(&[(0, on), (60, Silent), (61, on)]), Some(61));
+    assert_eq!(over_at(&[(0, on), (60, Silent)]), None);
+    // One whose process has ended does not, whatever is there later.
+    assert_eq!(over_at(&[(0, Silent), (100, Gone), (114, Gone), (115, Gone)]), Some(115));
+    assert_eq!(over_at(&[(100, Gone), (101, Silent), (114, on), (115, Silent)]), Some(115));
+    assert_eq!(over_at(&[(0, on), (5, Silent), (14, Gone), (15, Gone)]), Some(15));
+    assert_eq!(over_at(&[(0, Gone), (3, Off)]), Some(3));
+}
+
+/// Returns when the order of an instance without a number is over, in seconds.
+fn over_at(looks: &[(u64, LaterLook)]) -> Option<u64> {
+    let (start, mut order) = (Instant::now(), UnseenPowerOff::new(None));
+    let at = |seconds| start + Duration::from_secs(seconds);
+    let is_over = |(s, look): &&(u64, _)| order.look((at(*s), at(*s)), *look) != PowerOffEnd::Open;
+    looks.iter().find(is_over).map(|(seconds, _)| *seconds)
+}
+
+#[test]
+fn the_time_begins_at_the_end_of_a_look_that_takes_long() {
+    for look in [LaterLook::On(None), LaterLook::Gone] {
+        let (start, mut order) = (Instant::now(), UnseenPowerOff::new(None));
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(order.look((at(0), at(60)), look), PowerOffEnd::Open);
+        assert_eq!(order.until(), Some(at(75)));
+        assert_eq!(order.look((at(74), at(80)), look), PowerOffEnd::Open);
+        assert_eq!(order.look((at(75), at(75)), look), PowerOffEnd::Over);
+    }
 }
 
 /// Course of one order at a hypervisor, in steps since the order to run.
@@ -57,16 +80,61 @@ struct Course {
     away: u32,
     /// The order takes effect after the hypervisor goes on; none: never.
     effect: Option<u32>,
+    /// The process of the hypervisor ends.
+    exit: Option<Exit>,
     /// Steps between two looks.
     pause: u32,
     /// The domain from which the request comes is known.
     is_known: bool,
 }
 
+/// End of a hypervisor's process.
+#[derive(Clone, Copy, Debug)]
+struct Exit {
+    /// Steps after the beginning of the order.
+    at: u32,
+    /// Steps until the next one is there.
+    back: u32,
+    /// The next one stands still for ever.
+    hangs: bool,
+}
+
+impl Course {
+    /// Returns the step after the beginning of the order at which that takes effect.
+    fn effect_at(&self) -> Option<u32> {
+        // A process that ends before it hears of the order does nothing.
+        let is_heard = self.exit.is_none_or(|it| it.at >= self.away);
+        self.effect.filter(|_| is_heard).map(|it| self.away + it)
+    }
+
+    /// Returns what a look at this step after the beginning of the order shows.
+    fn look(&self, step: u32, is_up: bool) -> LaterLook {
+        let gone_for = self.exit.and_then(|it| step.checked_sub(it.at).map(|steps| (steps, it)));
+        match gone_for {
+            Some((steps, exit)) if steps < exit.back => return LaterLook::Gone,
+            Some((_, Exit { hangs: true, .. })) => return LaterLook::Silent,
+            None if step < self.away => return LaterLook::Silent,
+            Some(_) | None => {}
+        }
+        if is_up { LaterLook::On(None) } else { LaterLook::Off }
+    }
+}
+
+fn exit() -> impl Strategy<Value = Exit> {
+    // A look comes before the next one is there.
+    (0_u32..250, 10_u32..600, any::<bool>()).prop_map(|(at, back, hangs)| Exit { at, back, hangs })
+}
+
 fn course() -> impl Strategy<Value = Course> {
     let effect = prop_oneof![4 => (0..=SLOWEST).prop_map(Some), 1 => Just(None)];
-    (0_u32..150, 0_u32..100, 0_u32..200, effect, 1_u32..10, any::<bool>()).prop_map(
-        |(comes, lost, away, effect, pause, is_known)| Course { comes, lost, away, effect, pause, is_known },
+    let exit = prop::option::of(exit());
+    (0_u32..150, 0_u32..100, 0_u32..200, effect, exit, 1_u32..10, any::<bool>()).prop_map(
+        |(comes, lost, away, effect, exit, pause, is_known)| {
+            let mut it = Course { comes, lost, away, effect, exit, pause, is_known };
+            // The call ends with the process.
+            it.lost = it.lost.min(exit.map_or(u32::MAX, |it| it.at));
+            it
+        },
     )
 }
 
@@ -153,14 +221,11 @@ impl World {
 
     /// Lets the order of a node go on.
     fn act(&mut self, step: u32, node: usize) {
-        let (Some(run), Course { lost, away, effect, pause, .. }) = (self.run[node], self.courses[node])
-        else {
-            return;
-        };
+        let (Some(run), course) = (self.run[node], self.courses[node]) else { return };
+        let Course { lost, pause, .. } = course;
         let target = 1 - node;
-        let is_away = step < run + away;
         // A grant may come after the node's turn in a step.
-        if effect.is_some_and(|it| step >= run + away + it) {
+        if course.effect_at().is_some_and(|it| step >= run + it) {
             self.up[target] = false;
         }
         if step >= run + lost && !self.is_lost[node] {
@@ -174,12 +239,8 @@ impl World {
         }
         let began = self.at(step);
         let Some(watched) = &mut self.watched[node] else { return };
-        let look = match self.up[target] {
-            _ if is_away => LaterLook::Silent,
-            true => LaterLook::On(None),
-            false => LaterLook::Off,
-        };
-        let end = watched.look(began, look);
+        let look = course.look(step - run, self.up[target]);
+        let end = watched.look((began, began), look);
         if end == PowerOffEnd::Open {
             return;
         }
@@ -196,7 +257,8 @@ impl World {
 proptest! {
     #![proptest_config(config(2000))]
 
-    /// Each order is cut off at any moment, and takes effect up to 15 s after its hypervisor goes on.
+    /// Each order is cut off at any moment, and takes effect up to 15 s after its hypervisor goes on, or after
+    /// it has ended.
     #[test]
     fn two_nodes_never_go_down_both(courses in [course(), course()]) {
         let mut world = World::new(courses);

@@ -262,7 +262,7 @@ impl Cluster {
                 // Such a host may miss an ask, and never answer again.
                 Err(_) => LaterLook::Untold,
             };
-            match order.look(began, look) {
+            match order.look((began, Instant::now()), look) {
                 PowerOffEnd::Open => tokio::time::sleep(LATE_PAUSE).await,
                 PowerOffEnd::Over => return,
                 PowerOffEnd::SeenOff => return late_off.seen_off(began),

@@ -61,7 +61,14 @@ mod tests {
     }
 
     fn failed() -> Error {
-        Error { kind: ErrorKind::Unsupported, code: 3, domain: 0, message: String::new(), call: "list" }
+        Error {
+            kind: ErrorKind::Unsupported,
+            code: 3,
+            domain: 0,
+            errno: 0,
+            message: String::new(),
+            call: "list",
+        }
     }
 
     #[test]

@@ -162,8 +162,9 @@ pub(crate) enum CallError {
     Refused(UriError),
     /// The connection was lost during the call.
     Lost(UriError),
-    /// There is no connection.
-    Down { uri: String, reason: String },
+    /// There is no connection. `is_gone`: at a try to connect that began after the call did, nobody listened
+    /// at libvirt's socket on this host.
+    Down { uri: String, reason: String, is_gone: bool },
     /// No answer in time.
     Slow { uri: String },
     /// The time of the request was over, or nearly, before it was asked.
@@ -186,7 +187,7 @@ impl fmt::Display for CallError {
         match self {
             Self::Refused(it) => write!(f, "libvirt at {}: {}", it.uri, it.error),
             Self::Lost(it) => write!(f, "lost libvirt at {}: {}", it.uri, it.error),
-            Self::Down { uri, reason } => write!(f, "no connection to libvirt at {uri}: {reason}"),
+            Self::Down { uri, reason, .. } => write!(f, "no connection to libvirt at {uri}: {reason}"),
             Self::Slow { uri } => write!(f, "libvirt at {uri} did not answer in time"),
             Self::Late { uri } => {
                 write!(f, "no time was left to ask libvirt at {uri}: what came before took it")
@@ -223,8 +224,16 @@ enum ConnectionStatus {
     /// The same, and libvirt has answered, but not with the list of its domains.
     Listing,
     Up,
-    /// Not reachable: the reason, since when, and the number of the try that failed last.
-    Down(String, Instant, u64),
+    /// Not reachable: the reason, since when, and the try that failed last.
+    Down(String, Instant, FailedTry),
+}
+
+/// Try to connect that failed, or whose connection was lost later.
+#[derive(Clone, Copy)]
+struct FailedTry {
+    number: u64,
+    /// Nobody listened at libvirt's socket on this host.
+    is_gone: bool,
 }
 
 struct PooledConnection {
@@ -563,7 +572,7 @@ impl Hypervisor {
                 ConnectionStatus::Up => return Ok(()),
                 ConnectionStatus::Starting | ConnectionStatus::Listing => deadline,
                 ConnectionStatus::Down(_, since, failed) => {
-                    let is_tried = *failed > begun_before && since.elapsed() >= RECONNECT_GRACE;
+                    let is_tried = failed.number > begun_before && since.elapsed() >= RECONNECT_GRACE;
                     self.try_wanted.notify_one();
                     if is_tried { tokio::time::Instant::now() } else { patience }
                 }
@@ -576,7 +585,10 @@ impl Hypervisor {
         let status = self.status.borrow().clone();
         match status {
             ConnectionStatus::Up => Ok(()),
-            ConnectionStatus::Down(reason, ..) => Err(self.down(&reason)),
+            ConnectionStatus::Down(reason, _, failed) => {
+                let is_gone = failed.is_gone && failed.number > begun_before;
+                Err(CallError::Down { uri: self.uri.clone(), reason, is_gone })
+            }
             ConnectionStatus::Starting | ConnectionStatus::Listing => Err(self.slow()),
         }
     }
@@ -625,15 +637,15 @@ impl Hypervisor {
     }
 
     fn down(&self, reason: &str) -> CallError {
-        CallError::Down { uri: self.uri.clone(), reason: reason.to_owned() }
+        CallError::Down { uri: self.uri.clone(), reason: reason.to_owned(), is_gone: false }
     }
 
     fn slow(&self) -> CallError {
         CallError::Slow { uri: self.uri.clone() }
     }
 
-    /// Enters the loss of the connection, or that the try with this number failed.
-    fn set_down(&self, reason: String, number: u64) {
+    /// Enters the loss of the connection, or that a try failed.
+    fn set_down(&self, reason: String, failed: FailedTry) {
         self.status.send_modify(|it| {
             let since = match it {
                 ConnectionStatus::Down(_, since, _) => *since,
@@ -641,7 +653,7 @@ impl Hypervisor {
                     Instant::now()
                 }
             };
-            *it = ConnectionStatus::Down(reason, since, number);
+            *it = ConnectionStatus::Down(reason, since, failed);
         });
     }
 
@@ -674,7 +686,7 @@ impl Hypervisor {
                         uri = %self.uri, %reason,
                         "lost libvirt: requests for its domains fail until the connection is restored"
                     );
-                    self.set_down(reason, number);
+                    self.set_down(reason, FailedTry { number, is_gone: false });
                     lock(&self.pool).clear();
                     lock(&self.memory).begin_gap();
                 }
@@ -683,7 +695,8 @@ impl Hypervisor {
                     if logged.is_new(&reason) {
                         warn!(uri = %self.uri, %reason, "can't connect to libvirt; trying again");
                     }
-                    self.set_down(reason, number);
+                    let is_gone = Uri::of(&self.uri).is_local() && error.is_without_listener();
+                    self.set_down(reason, FailedTry { number, is_gone });
                 }
             }
             self.pause(began, backoff.next_pause()).await;

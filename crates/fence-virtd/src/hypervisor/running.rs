@@ -48,6 +48,7 @@ impl RunningFollower {
                 kind: ErrorKind::Other,
                 code: NO_ANSWER,
                 domain: 0,
+                errno: 0,
                 message: why.to_string(),
                 call: "read the XML of a domain",
             })

@@ -40,6 +40,12 @@ impl<'a> Uri<'a> {
         !self.host.is_empty() || !matches!(self.transport, None | Some("unix"))
     }
 
+    /// Returns true where libvirt is asked over a socket of this host, or without any.
+    pub(crate) fn is_local(&self) -> bool {
+        // An alias of libvirt's own configuration may mean any URI.
+        self.path.starts_with('/') && !self.is_remote()
+    }
+
     /// Returns whether the machines of the URI are processes of this host that the system's libvirtd made.
     pub(crate) fn has_processes_here(&self) -> bool {
         self.driver == "qemu" && self.path == "/system" && !self.is_remote()
@@ -67,6 +73,16 @@ mod tests {
         assert!(files("qemu+unix:///system?socket=/run/x").is_empty());
         let uri = "qemu+tls://h/system?no_verify=1&pkipath=/srv/pki/x&socket=/run/y";
         assert_eq!(files(uri), ["/srv/pki/x"]);
+    }
+
+    #[test]
+    fn sockets_of_this_host() {
+        for uri in ["qemu:///system", "qemu+unix:///system?socket=/run/x", "test+unix:///default"] {
+            assert!(Uri::of(uri).is_local(), "{uri}");
+        }
+        for uri in ["qemu://host/system", "qemu+tcp:///system", "qemu+ssh://host/system", "alias", ""] {
+            assert!(!Uri::of(uri).is_local(), "{uri}");
+        }
     }
 
     #[test]

@@ -100,15 +100,16 @@ async fn settle(
     warn!(
         %uuid, request, uri = home.uri(),
         "libvirt was told to power this machine off, and the end was not seen: requests that conflict with \
-         that wait until the machine is seen off, for {} s at most after libvirt answers",
+         that wait until the machine is seen off, for {} s at most after libvirt answers, or libvirtd is \
+         found to have ended",
         limit.as_secs()
     );
     let mut order = UnseenPowerOff::new(instance);
     loop {
         let began = Instant::now();
         let look = later_look(home, uuid).await;
-        let was_answered = order.until().is_some();
-        match order.look(began, look) {
+        let was_bound = order.until();
+        match order.look((began, Instant::now()), look) {
             PowerOffEnd::Open => {}
             end => {
                 if end == PowerOffEnd::SeenOff {
@@ -119,10 +120,11 @@ async fn settle(
                 return;
             }
         }
-        if let (false, Some(_), Some(written)) = (was_answered, order.until(), written) {
+        if let (None, Some(_), Some(written)) = (was_bound, order.until(), written) {
             written.expires(limit, false);
         }
-        tokio::time::sleep(if look == LaterLook::Silent { SILENT_PAUSE } else { LOOK_PAUSE }).await;
+        let is_up = !matches!(look, LaterLook::Silent | LaterLook::Gone);
+        tokio::time::sleep(if is_up { LOOK_PAUSE } else { SILENT_PAUSE }).await;
     }
 }
 
@@ -136,6 +138,7 @@ pub(super) async fn later_look(home: &Arc<Hypervisor>, uuid: Uuid) -> LaterLook 
         Ok((_, Sight::Unknown(_))) => LaterLook::Untold,
         Ok((DomainReading::MovedAway, _) | (_, Sight::MovedAway(_))) => LaterLook::Elsewhere,
         Ok((DomainReading::Off | DomainReading::Gone, _)) => LaterLook::Off,
+        Err(CallError::Down { is_gone: true, .. }) => LaterLook::Gone,
         Err(_) => LaterLook::Silent,
     }
 }

@@ -116,6 +116,7 @@ pub(super) async fn over(home: &Arc<Hypervisor>, uuid: Uuid) {
         if order.look(began, look) {
             return;
         }
-        tokio::time::sleep(if look == LaterLook::Silent { SILENT_PAUSE } else { LOOK_PAUSE }).await;
+        let is_up = !matches!(look, LaterLook::Silent | LaterLook::Gone);
+        tokio::time::sleep(if is_up { LOOK_PAUSE } else { SILENT_PAUSE }).await;
     }
 }
