@@ -15,7 +15,7 @@ import pytest
 from lab import net, process, programs
 from lab.hypervisor import until
 
-from .hosts import FAILED, OK, PATIENCE, ROUNDS, Answer, Tally
+from .hosts import FAILED, OK, PATIENCE, ROUNDS, Answer, Tally, uuid_of
 from .relay import DESTROY, Relay
 
 #: Seconds for which libvirtd is away: more than those for which fence_virtd waits for a connection in vain.
@@ -317,6 +317,13 @@ def test_a_libvirtd_that_ended_in_a_power_off_holds_up_the_others_for_a_moment(h
     second._wait_gone()
     ended = time.monotonic()
     assert shot.finish(60).rc == FAILED, hosts.logs()
+    # The host's own record names what comes first, and a guest that may not know x is not told its name.
+    assert hosts.ask("off", "y", *over_tcp, timeout=4).rc == FAILED and hosts.where("y") == ["h1"], hosts.logs()
+    reason = here.records()[-1]["reason"]
+    assert uuid_of("x") in reason and "may still take effect" in reason, reason
+    doubt = hosts.agent("off", "y", "--diagnose", *over_tcp).finish(60)
+    assert doubt.rc != OK and "can't say before it is done" in doubt.out + doubt.err, doubt
+    assert uuid_of("x") not in doubt.out + doubt.err, doubt
     # A QEMU that was told, and that nobody sees, may have taken so long.
     answer = hosts.ask("off", "y", *over_tcp, timeout=40)
     assert answer.rc == OK and hosts.where("y") == [], hosts.logs()

@@ -173,7 +173,7 @@ def test_its_deadline_passed_before_its_turn(site, host, victim, other):
         host.daemon.wait_log(r"resolved id=2 ")
         site.hypervisor.freeze()
     (record,) = host.wait_records(1, which=lambda it: it["id"] == 2)
-    not_run(record, "the deadline of the request passed before its turn came", target="other", uuid=other.uuid, proved_ms=None)
+    not_run(record, f"the deadline of the request passed before its turn came: off of {victim.uuid} (request 1) comes first", target="other", uuid=other.uuid, proved_ms=None)
     assert 25_000 < record["turn_ms"] < 35_000, record
     (ran,) = host.wait_records(1, which=lambda it: it["id"] == 1)
     well_formed(ran)

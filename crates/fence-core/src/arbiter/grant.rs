@@ -2,7 +2,11 @@
 //! Result of waiting for permission to run: the grant, and the reasons for a rejection. Owns values only,
 //! which any task may hold. Must never do I/O.
 
+use std::fmt;
+
 use fence_wire::Response;
+
+use crate::domain::PowerAction;
 
 /// Requests that are not over, in all; one more is refused.
 pub const REQUEST_LIMIT: usize = 1024;
@@ -42,6 +46,34 @@ pub struct SharedResult {
     pub by: String,
 }
 
+/// Request in flight that another one waits for. Displays as words for the host's own records: it names a
+/// domain that the other's client may not know.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HoldUp {
+    /// Number of the request in flight.
+    pub id: u64,
+    /// Action of the request in flight.
+    pub action: PowerAction,
+    /// Target of that action.
+    pub target: String,
+    /// Says that the client of the request has the answer, and the action may still take effect.
+    pub is_answered: bool,
+}
+
+impl fmt::Display for HoldUp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { id, action, target, is_answered } = self;
+        write!(f, "{action} of {target} (request {id}) comes first")?;
+        if *is_answered {
+            f.write_str(
+                ", was begun, and may still take effect. See the log for that domain; if its libvirtd hangs, \
+                 restart that libvirtd",
+            )?;
+        }
+        Ok(())
+    }
+}
+
 /// Reason why an accepted request never runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Rejection {
@@ -77,6 +109,11 @@ pub enum Rejection {
 }
 
 impl Rejection {
+    /// Returns true where the request waited for its turn, and that did not come in time.
+    pub fn is_without_turn(self) -> bool {
+        matches!(self, Self::DeadlinePassed | Self::HungUp)
+    }
+
     /// Returns true where the client may still be there, and gets an answer.
     pub fn is_for_the_client(self) -> bool {
         matches!(

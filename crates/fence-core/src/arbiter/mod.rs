@@ -73,7 +73,7 @@ use std::time::{Duration, Instant};
 
 use crate::domain::{PowerAction, TargetKind};
 
-pub use self::grant::{Grant, REQUEST_LIMIT, Rejection, SharedResult, TARGET_LIMIT};
+pub use self::grant::{Grant, HoldUp, REQUEST_LIMIT, Rejection, SharedResult, TARGET_LIMIT};
 
 mod grant;
 #[cfg(test)]
@@ -290,6 +290,15 @@ impl Arbiter {
         if let Some(entry) = self.entries.iter_mut().find(|it| it.request.id == id) {
             entry.again = true;
         }
+    }
+
+    /// Returns the first request in flight that would hold this one up now.
+    pub fn holds_up_now(&self, request: &ArbiterRequest) -> Option<HoldUp> {
+        let is_other = |it: &&ArbiterEntry| it.in_flight() && it.request.id != request.id;
+        let first = self.entries.iter().filter(is_other).find(|it| self.holds_up(it, request))?;
+        let is_answered = matches!(first.state, EntryState::Held { .. });
+        let ArbiterRequest { id, work, .. } = &first.request;
+        Some(HoldUp { id: *id, action: work.action(), target: work.target()?.to_owned(), is_answered })
     }
 
     /// Records that a domain was seen off, and not by a request that was submitted here. Drops requests from

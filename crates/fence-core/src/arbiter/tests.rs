@@ -579,3 +579,30 @@ fn reports_on_what_is_not_in_flight_change_nothing() {
     assert_eq!([rig.seen_off(9), rig.finished(9), rig.abandoned(9)].concat(), []);
     assert_eq!(rig.finished(1), [Run(2)]);
 }
+
+#[test]
+fn what_holds_a_request_up_is_named_while_it_is_in_flight() {
+    let mut rig = Rig::new();
+    let asked = |id, work: ArbitratedAction, rig: &Rig| ArbiterRequest {
+        id,
+        work,
+        source: RequestSource::Unknown,
+        peer: None,
+        by: TargetKind::Name,
+        arrived: rig.start,
+        deadline: rig.at(30),
+    };
+    let second = asked(2, ArbitratedAction::Off("y".into()), &rig);
+    rig.ask(1, off("x")).unwrap();
+    // Also after it was dropped.
+    let first = rig.arbiter.holds_up_now(&second).unwrap();
+    assert_eq!(first.to_string(), "off of x (request 1) comes first");
+    rig.arbiter.answered(rig.at(1), 1, false, LateEffect::PowerOff);
+    let first = rig.arbiter.holds_up_now(&second).unwrap();
+    assert!(first.is_answered && first.to_string().contains("may still take effect"), "{first}");
+    // An off of the same target does not wait for that, nor does whatever only looks.
+    assert_eq!(rig.arbiter.holds_up_now(&asked(3, ArbitratedAction::Off("x".into()), &rig)), None);
+    assert_eq!(rig.arbiter.holds_up_now(&asked(4, ArbitratedAction::Look, &rig)), None);
+    rig.finished(1);
+    assert_eq!(rig.arbiter.holds_up_now(&second), None);
+}

@@ -257,8 +257,8 @@ impl World {
 proptest! {
     #![proptest_config(config(2000))]
 
-    /// Each order is cut off at any moment, and takes effect up to 15 s after its hypervisor goes on, or after
-    /// it has ended.
+    /// Each order is cut off at any moment, and takes effect up to 15 s after its hypervisor goes on, also if
+    /// that has ended meanwhile.
     #[test]
     fn two_nodes_never_go_down_both(courses in [course(), course()]) {
         let mut world = World::new(courses);

@@ -7,16 +7,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fence_core::arbiter::{
     ArbiterRequest, ArbitratedAction, Grant, LateEffect, PeerId, Rejection, RequestSource,
 };
 use fence_core::domain::{DomainHome, DomainRef, PowerAction, TargetKind};
 use fence_core::intent::{DEVICE_HOME, HYPERVISOR_HOME};
-use fence_wire::{Action, Challenge, ClientRun, Key, Proved, Response};
+use fence_wire::{Action, Challenge, ClientRun, FORECAST_UNCERTAIN, Key, Proved, Response};
 use tokio::sync::Notify;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use self::arriving::ArrivingRequests;
 use self::challenges::{Challenges, OutstandingChallenge};
@@ -176,7 +176,7 @@ impl Service {
             Grant::Rejected(_) | Grant::Run(_) | Grant::Coalesced(_) => None,
         };
         if let Some(why) = not_run {
-            return record(RequestEnd::NotRun(&why.to_string()), stages);
+            return record(RequestEnd::NotRun(&self.not_run(*why, job, &resolved)), stages);
         }
         // The proof comes as late as it can: only a client that is alive when its grant comes can give it.
         let (proof, proven) = match link.prove(job, opened).await {
@@ -275,16 +275,8 @@ impl Service {
         resolved: &ResolvedTarget,
         lease: &Lease,
     ) -> Grant<RunPermit> {
-        let work = arbitrated_action(job, resolved);
-        let request = ArbiterRequest {
-            id: job.id,
-            work,
-            source: job.source(),
-            peer: job.peer_id(),
-            by: named_by(resolved),
-            arrived: job.arrived,
-            deadline: lease.until(),
-        };
+        let work = arbitrated_action(job.action, resolved);
+        let request = arbiter_request(job, work, resolved, lease.until());
         let mut queued = match self.grants.submit(request.clone()) {
             Ok(queued) => queued,
             Err(why) => return Grant::Rejected(why),
@@ -315,6 +307,32 @@ impl Service {
         }
     }
 
+    /// Returns the reason of a request that did not run, with what it waited for on this host.
+    fn not_run(&self, why: Rejection, job: &RequestJob, resolved: &ResolvedTarget) -> String {
+        let work = arbitrated_action(job.action, resolved);
+        let request = arbiter_request(job, work, resolved, job.deadline());
+        match self.grants.holds_up_now(&request).filter(|_| why.is_without_turn()) {
+            Some(first) => format!("{why}: {first}"),
+            None => why.to_string(),
+        }
+    }
+
+    /// Returns the outcome of a dry run whose action would have to wait. The client may not know the domain
+    /// that it would wait for, so the outcome does not name it.
+    fn would_wait(&self, job: &RequestJob, resolved: &ResolvedTarget) -> Option<RequestOutcome> {
+        let asked = job.dry_run?;
+        let domain = resolved.domain()?;
+        let work = ArbitratedAction::of(asked, domain.uuid.to_string());
+        let request = arbiter_request(job, work, resolved, job.deadline());
+        let first = self.grants.holds_up_now(&request).filter(|it| it.is_answered)?;
+        warn!(id = job.id, "a dry run of {asked} {}: {first}", domain.name);
+        Some(RequestOutcome::failed(format!(
+            "{asked} {} ({}): {FORECAST_UNCERTAIN}: a power-off that was begun at this host, and whose end \
+             is not known, comes first. The log of the host names it",
+            domain.name, domain.uuid
+        )))
+    }
+
     /// Reports that another host saw this domain off just now.
     pub(crate) fn source_seen_off(&self, uuid: &str) {
         self.grants.victim(uuid);
@@ -331,6 +349,9 @@ impl Service {
     ) -> RequestOutcome {
         if let Err(why) = permit.proved() {
             return RequestOutcome::lapsed(why);
+        }
+        if let Some(outcome) = self.would_wait(job, &resolved) {
+            return outcome;
         }
         let acts_on = match &resolved {
             ResolvedTarget::Run(located) => located.as_ref().map(|it| it.domain().clone()),
@@ -531,10 +552,28 @@ async fn until_abandoned(lease: &Lease) -> Rejection {
 }
 
 /// Returns the action to ask the arbiter for. A request that is refused already only looks.
-fn arbitrated_action(job: &RequestJob, resolved: &ResolvedTarget) -> ArbitratedAction {
+fn arbitrated_action(action: Action, resolved: &ResolvedTarget) -> ArbitratedAction {
     let ResolvedTarget::Run(Some(located)) = resolved else { return ArbitratedAction::Look };
-    let Some(action) = PowerAction::of_request(job.action) else { return ArbitratedAction::Look };
+    let Some(action) = PowerAction::of_request(action) else { return ArbitratedAction::Look };
     ArbitratedAction::of(action, located.domain().uuid.to_string())
+}
+
+/// Returns the request as the arbiter orders it.
+fn arbiter_request(
+    job: &RequestJob,
+    work: ArbitratedAction,
+    resolved: &ResolvedTarget,
+    deadline: Instant,
+) -> ArbiterRequest {
+    ArbiterRequest {
+        id: job.id,
+        work,
+        source: job.source(),
+        peer: job.peer_id(),
+        by: named_by(resolved),
+        arrived: job.arrived,
+        deadline,
+    }
 }
 
 /// Returns the word that names the target.

@@ -14,7 +14,8 @@ use tokio::sync::{Notify, oneshot};
 use super::cluster_port::{ClusterPermit, ClusterPort};
 use crate::util::locks::{Mutex, MutexGuard, lock};
 use fence_core::arbiter::{
-    Arbiter, ArbiterDecision, ArbiterRequest, Grant, LateEffect, Rejection, SharedResult, SubmitResult,
+    Arbiter, ArbiterDecision, ArbiterRequest, Grant, HoldUp, LateEffect, Rejection, SharedResult,
+    SubmitResult,
 };
 
 /// Queue of the requests of this host, ordered by the arbiter.
@@ -93,6 +94,11 @@ impl GrantQueue {
         permit.claim = hosts.map(|it| it.restore(&request));
         self.state().arbiter.install_late(request);
         permit
+    }
+
+    /// Returns the request in flight that would hold this one up now.
+    pub(crate) fn holds_up_now(&self, request: &ArbiterRequest) -> Option<HoldUp> {
+        self.state().arbiter.holds_up_now(request)
     }
 
     /// Reports that another host saw this domain off just now: requests that came from it before do not run.
