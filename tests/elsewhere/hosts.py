@@ -146,10 +146,12 @@ class Host:
             daemon.stop(number, timeout=30 if self.kind == "ours" else 3)
 
     def run(self, *args):
-        """Our fence_virtd at this host with the daemon's configuration, to its end: `--status`, `--check`, …"""
+        """Our fence_virtd where the daemon is, with its configuration, to its end: `--status`, `--check`, …"""
         argv = [programs.program("ours", "fence_virtd"), *args, "-f", self._config]
         env = {**os.environ, "STATE_DIRECTORY": f"{self._config}.state"}
-        return self.node.run(argv, env=env, stdin=subprocess.DEVNULL)
+        ran = self._at.popen(argv, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        out, err = ran.communicate()
+        return subprocess.CompletedProcess(argv, ran.returncode, out, err)
 
     def remembers(self, other):
         """Whether this daemon has another host in its memory."""

@@ -84,6 +84,10 @@ def test_off_waits_for_a_qemu_that_cannot_end(pair, disk, anew):
         # With several hosts one answer is enough, and a record may come after it.
         until(lambda action=action: any(it["action"] == action and f"process {own} of that host was killed and can't end" in it["reason"]
                                         for host in pair.all for it in host.records()), PATIENCE, f"the reason of {action}")
+    checked = here.run("--check")
+    (line,) = [it for it in checked.stdout.splitlines() if it.startswith("failed   domain x (")]
+    assert checked.returncode == 1 and f"process {own} of this host" in line, checked.stdout
+    assert "only power-off of this host is sure" in checked.stdout, checked.stdout
     # Other hosts were told so too.
     assert not re.search("answered another host .* sight=(Off|Ended|Absent|Moved)", here.daemon.log), here.daemon.log
     written = disk.written

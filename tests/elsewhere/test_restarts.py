@@ -290,6 +290,11 @@ def own_pid(pid):
     return int(re.search(r"^NSpid:.*\s(\d+)$", pathlib.Path(f"/proc/{pid}/status").read_text(), re.M)[1])
 
 
+def listed(hosts):
+    """The lists of all hosts, merged as the agent does it."""
+    return {it.split()[0]: it.split()[-1] for it in hosts.agent("list").finish(PATIENCE).out.splitlines()}
+
+
 @pytest.mark.parametrize("transient", [False, True], ids=["defined", "transient"])
 @pytest.mark.parametrize("stopped", [False, True], ids=["libvirtd", "both"])
 def test_a_machine_that_libvirtd_lost(hosts, transient, stopped):
@@ -318,11 +323,20 @@ def test_a_machine_that_libvirtd_lost(hosts, transient, stopped):
             reasons = [it.records()[-1]["reason"] for it in (here, hosts.h2)]
             assert all(f"process {own_pid(pid)} " in it for it in reasons), (action, reasons)
         assert hosts.where("x") == ["h1"]
+        # Whoever lists and checks sees it too, before anybody needs the fence. The word of the other host alone would be "off".
+        assert listed(hosts)["x"] == ("off" if transient else "on") and listed(hosts)["y"] == "off", hosts.logs()
+        checked = here.run("--check")
+        (line,) = [it for it in checked.stdout.splitlines() if " domain x (" in it]
+        assert line.startswith("warning" if transient else "failed") and f"process {own_pid(pid)} of this host has " in line, line
+        assert f"kill {own_pid(pid)}" in checked.stdout and " domain y (" not in checked.stdout, checked.stdout
+        assert transient or checked.returncode == 1 and "libvirt lost its status file" in line, checked.stdout
         # Nothing is lost of the others.
         assert [hosts.ask(it, "y").rc for it in ("status", "on", "reboot", "off")] == [OFF, OK, OK, OK], hosts.logs()
     finally:
         os.kill(pid, signal.SIGKILL)
     until(lambda: hosts.where("x") == [], PATIENCE, "the process ended")
+    until(lambda: listed(hosts)["x"] == "off", PATIENCE, "the list has it off")
+    assert "domain x (" not in here.run("--check").stdout
     assert [hosts.ask(it, "x").rc for it in ("status", "off", "on")] == [OFF, OK, OK], hosts.logs()
 
 

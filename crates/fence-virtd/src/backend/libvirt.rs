@@ -5,8 +5,8 @@
 //! look is enough, when an answer would be a guess. Runs on the runtime; everything that blocks is sent to
 //! blocking threads by [`crate::hypervisor`] with a deadline.
 
-use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
+use std::collections::{BTreeMap, HashSet};
 use std::convert::Infallible;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fence_wire::Target;
-use libvirt_host::{Connection, OrdinaryConnection, State, Uuid};
+use libvirt_host::{Connection, DomainRecord, OrdinaryConnection, State, Uuid};
 use tracing::debug;
 use zeroize::Zeroizing;
 
@@ -1144,17 +1144,13 @@ impl Backend for LibvirtBackend {
                     State::ShutOff => memory.move_age(it.uuid).is_none(),
                     _ => true,
                 });
-                Ok(records)
+                Ok(with_power(records, |off| memory.held_by_processes(off)))
             })
         });
         let mut listing = DomainListing::default();
         for result in join_all(looks).await {
             match result {
-                Ok(records) => listing.domains.extend(records.into_iter().map(|it| ListedDomain {
-                    power: if it.state == State::ShutOff { PowerState::Off } else { PowerState::On },
-                    name: it.name,
-                    uuid: domain_id(it.uuid),
-                })),
+                Ok(domains) => listing.domains.extend(domains),
                 Err(error) => listing.missing.push(error.to_string()),
             }
         }
@@ -1264,6 +1260,24 @@ impl OwnPlaces for LibvirtBackend {
             lock(&self.proofs).end();
         })
     }
+}
+
+/// Returns rows of a list. A machine that libvirt lost is on: whoever merges lists takes the "off" of another
+/// host's definition for a machine that is left out, and its host has a process of it. `held`: says which of
+/// the machines that are off by libvirt's word a process has.
+fn with_power(
+    records: Vec<DomainRecord>,
+    held: impl FnOnce(&HashSet<Uuid>) -> HashSet<Uuid>,
+) -> Vec<ListedDomain> {
+    let off = records.iter().filter(|it| it.state == State::ShutOff).map(|it| it.uuid).collect();
+    let held = held(&off);
+    let is_off = |it: &Uuid| off.contains(it) && !held.contains(it);
+    let row = |it: DomainRecord| ListedDomain {
+        power: if is_off(&it.uuid) { PowerState::Off } else { PowerState::On },
+        name: it.name,
+        uuid: domain_id(it.uuid),
+    };
+    records.into_iter().map(row).collect()
 }
 
 /// Looks at one hypervisor. Another domain with the name that is on there makes it unable to tell.

@@ -35,8 +35,8 @@ use crate::util::heard::heard_ago;
 use crate::util::{counted, first_names};
 
 const CHECK: &str = "peers";
-/// Domains at two places that are named one by one.
-const MAX_NAMED: usize = 20;
+/// Domains of one kind that are named one by one.
+pub(super) const MAX_NAMED: usize = 20;
 
 /// Name of all other hosts, where none of them could be asked.
 const EVERY_HOST: &str = "every other host";

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Check of hypervisors: reachability, their domains, and the sockets that a serial listener would serve.
+//! Check of hypervisors: reachability, their domains, those that libvirt lost, and the sockets that a serial
+//! listener would serve.
 //! Runs in the process of `--check`, one thread for each URI. Must never change a domain.
 
 use std::sync::mpsc;
@@ -11,8 +12,9 @@ use fence_config::{Backend, Config, SerialListener};
 use fence_wire::escaped;
 use libvirt_host::{Connection, DomainRecord, Error, OrdinaryConnection, State, XmlKind};
 
-use super::finding::Finding;
+use super::finding::{Finding, FindingLevel};
 use super::hosts::CheckedDomain;
+use super::lost_machines::{LostMachine, MachineSearch};
 use crate::hypervisor::inventory;
 use crate::hypervisor::uuid::domain_id;
 use crate::listener::serial::is_ours;
@@ -24,8 +26,24 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// Time for a free worker of libvirtd to take a call.
 const WORKER_LIMIT: Duration = Duration::from_secs(3);
 
-/// Checks every URI of the backend and of the serial listener, all at once. Returns the domains too.
-pub(super) fn all(config: &Config) -> (Vec<Finding>, Vec<CheckedDomain>) {
+/// Hypervisors of this host, as they show themselves.
+pub(super) struct CheckedHypervisors {
+    pub(super) found: Vec<Finding>,
+    pub(super) own: Vec<CheckedDomain>,
+    /// Each of them has listed its domains.
+    pub(super) is_whole: bool,
+}
+
+/// One hypervisor, as it shows itself.
+#[derive(Default)]
+struct CheckedUri {
+    found: Vec<Finding>,
+    domains: Vec<CheckedDomain>,
+    lost: Vec<LostMachine>,
+}
+
+/// Checks every URI of the backend and of the serial listener, all at once.
+pub(super) fn all(config: &Config) -> CheckedHypervisors {
     let backends = config.backends.iter().flat_map(Backend::uris);
     let serial = config.serial();
     let mut uris: Vec<String> = Vec::new();
@@ -34,6 +52,7 @@ pub(super) fn all(config: &Config) -> (Vec<Finding>, Vec<CheckedDomain>) {
             uris.push(uri.clone());
         }
     }
+    let search = MachineSearch::make(&uris);
     let end = Instant::now() + LIMIT;
     // A call to a hypervisor that hangs can't be ended: its thread ends with the process.
     let asked: Vec<_> = uris
@@ -41,31 +60,39 @@ pub(super) fn all(config: &Config) -> (Vec<Finding>, Vec<CheckedDomain>) {
         .map(|uri| {
             let (tell, told) = mpsc::channel();
             let (asked, serial) = (uri.clone(), serial.filter(|it| it.uri == uri).cloned());
-            thread::spawn(move || drop(tell.send(look(&asked, serial.as_ref()))));
+            let search = search.clone();
+            thread::spawn(move || drop(tell.send(look(&asked, serial.as_ref(), search.as_ref()))));
             (uri, told)
         })
         .collect();
-    let (mut found, mut own) = (Vec::new(), Vec::new());
+    let (mut found, mut own, mut lost) = (Vec::new(), Vec::new(), Vec::new());
     for (uri, told) in asked {
         match told.recv_timeout(end.saturating_duration_since(Instant::now())) {
-            Ok((seen, domains)) => {
-                found.extend(seen);
-                own.extend(domains);
+            Ok(seen) => {
+                found.extend(seen.found);
+                own.extend(seen.domains);
+                lost.extend(seen.lost);
             }
             Err(_) => found.push(unreachable(&uri, &format!("no answer within {} s", LIMIT.as_secs()))),
         }
     }
-    (found, own)
+    let is_whole = found.iter().all(|it: &Finding| it.result != FindingLevel::Failed);
+    if let Some(search) = search {
+        found.extend(search.judge(lost, &mut own, is_whole));
+    }
+    CheckedHypervisors { found, own, is_whole }
 }
 
-fn look(uri: &str, serial: Option<&SerialListener>) -> (Vec<Finding>, Vec<CheckedDomain>) {
+fn look(uri: &str, serial: Option<&SerialListener>, search: Option<&MachineSearch>) -> CheckedUri {
     let listed = Connection::open(uri).and_then(|connection| {
         let domains: Vec<_> = connection.domains()?.into_iter().map(|it| own_domain(uri, it)).collect();
         Ok((connection, domains))
     });
     let (connection, domains) = match listed {
         Ok(listed) => listed,
-        Err(error) => return (vec![unreachable(uri, &error.to_string())], Vec::new()),
+        Err(error) => {
+            return CheckedUri { found: vec![unreachable(uri, &error.to_string())], ..CheckedUri::default() };
+        }
     };
     let (all, on) = (domains.len(), domains.iter().filter(|it| it.is_on).count());
     let text = format!("reached; {}, {on} of them running", counted(all, "domain"));
@@ -81,7 +108,8 @@ fn look(uri: &str, serial: Option<&SerialListener>) -> (Vec<Finding>, Vec<Checke
         Some(worker) => found.extend(serial.map(|it| sockets(&worker, it))),
         None => found.push(workers_busy(uri)),
     }
-    (found, domains)
+    let lost = search.map(|it| it.lost_at(uri, &connection, &domains)).unwrap_or_default();
+    CheckedUri { found, domains, lost }
 }
 
 /// Returns the connection for calls that need an ordinary worker of libvirtd; none if all of these are busy.

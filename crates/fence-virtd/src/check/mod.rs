@@ -17,6 +17,8 @@ mod groups;
 mod hosts;
 #[cfg(feature = "libvirt")]
 mod hypervisors;
+#[cfg(feature = "libvirt")]
+mod lost_machines;
 mod network;
 mod running;
 mod sockets;
@@ -76,10 +78,10 @@ fn all(file: &Path) -> Vec<Finding> {
     }
     #[cfg(feature = "libvirt")]
     let (own, is_whole) = {
-        let (seen, own) = hypervisors::all(&config);
-        let is_whole = seen.iter().all(|it| it.result != FindingLevel::Failed) && !has_other_domains(&config);
-        found.extend(seen);
-        (own, is_whole)
+        let seen = hypervisors::all(&config);
+        let is_whole = seen.is_whole && !has_other_domains(&config);
+        found.extend(seen.found);
+        (seen.own, is_whole)
     };
     #[cfg(not(feature = "libvirt"))]
     let (own, is_whole) = (Vec::new(), false);

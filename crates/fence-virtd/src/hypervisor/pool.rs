@@ -927,6 +927,12 @@ impl Hypervisor {
         self.processes.as_ref()?.find(is_meant)
     }
 
+    /// Returns which of these machines, of which libvirt says that they are off, a process has, by what
+    /// searches found.
+    pub(crate) fn held_by_processes(&self, off: &HashSet<Uuid>) -> HashSet<Uuid> {
+        self.processes.as_ref().map(|it| it.held(off)).unwrap_or_default()
+    }
+
     /// Returns whether a process of the machine is there that is ending, by the last search.
     pub(crate) fn has_ending_process(&self, uuid: Uuid) -> bool {
         let name = self.name_of(uuid);

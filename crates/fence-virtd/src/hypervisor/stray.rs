@@ -15,6 +15,7 @@
 //! "off": it only takes one away.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
@@ -57,10 +58,9 @@ const MACHINE_GROUPS: [&str; 2] = ["/machine", "/machine.slice"];
 const EXITING: u64 = 0x4;
 const KERNEL_THREAD: u64 = 0x0020_0000;
 
-/// Meaning of a process that was killed and can't end, and next step.
-const STUCK: &str = "Such a process waits for storage, and may still write. Look at the storage of that \
-                     host; once the process is gone, ask again. If the process stays: only power-off of \
-                     that host is sure";
+/// Names of the host in a text for other hosts and guests, and in one for who reads it at that host.
+const THAT_HOST: &str = "that host";
+const THIS_HOST: &str = "this host";
 
 /// Proof that no process of a machine was there, by a search that began after libvirt had said that no
 /// instance is. Only a search makes one.
@@ -102,9 +102,16 @@ struct Remnant {
     is_named: bool,
 }
 
+/// Fact about a process that has a machine which libvirt does not have on, and next step, a sentence each.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct RemnantWords {
+    pub(crate) fact: String,
+    pub(crate) step: String,
+}
+
 /// Processes of this host that have machines.
 #[derive(Default)]
-pub(super) struct MachineProcesses {
+pub(crate) struct MachineProcesses {
     table: Mutex<ProcessTable>,
     /// Moment when the last search began. Held during a search.
     turn: Mutex<Option<Instant>>,
@@ -147,7 +154,7 @@ impl MachineProcesses {
     ///
     /// # Errors
     /// Reason why the search did not come to its end.
-    pub(super) fn search(self: &Arc<Self>, asked: Instant) -> Result<(), String> {
+    pub(crate) fn search(self: &Arc<Self>, asked: Instant) -> Result<(), String> {
         let mut last = lock(&self.turn);
         if last.is_some_and(|it| it >= asked) {
             return Ok(());
@@ -280,6 +287,27 @@ impl MachineProcesses {
         known()
     }
 
+    /// Returns which of these machines, of which libvirt says that they are off, a process has. Does not
+    /// search: each connection to libvirt and each start of a machine has done so, and libvirt loses no
+    /// machine but with the connection.
+    pub(super) fn held(&self, off: &HashSet<Uuid>) -> HashSet<Uuid> {
+        let table = lock(&self.table);
+        let held = table.found.iter().filter(|it| off.contains(&it.uuid) && it.exists());
+        held.map(|it| it.uuid).collect()
+    }
+
+    /// Returns what is to be said at this host of a machine that libvirt says is off, if a process has or may
+    /// have it, by the last search. True with a process that has it by its arguments.
+    pub(crate) fn words_of_lost(&self, uri: &str, uuid: Uuid, name: &str) -> Option<(RemnantWords, bool)> {
+        let remnant = lock(&self.table).remnant(uuid, Some(name))?;
+        Some((remnant.words(uri, THIS_HOST), remnant.is_named))
+    }
+
+    /// Returns the processes that are there and have machines, by the last search.
+    pub(crate) fn all(&self) -> Vec<MachineProcess> {
+        lock(&self.table).found.iter().filter(|it| it.exists()).cloned().collect()
+    }
+
     /// Returns a process that is there and has such a machine, by the last search.
     pub(super) fn find(&self, is_meant: impl Fn(&MachineProcess) -> bool) -> Option<MachineProcess> {
         lock(&self.table).found.iter().find(|it| is_meant(it) && it.exists()).cloned()
@@ -337,7 +365,8 @@ impl MachineProcess {
 
     /// Returns in words that this very process was killed and is still there; none otherwise.
     pub(crate) fn stuck(&self) -> Option<String> {
-        self.remnant().stuck().filter(|_| self.exists())
+        let stuck = self.remnant().stuck(THAT_HOST).filter(|_| self.exists());
+        stuck.map(|it| it.to_string())
     }
 
     /// Returns why a hypervisor without an instance can't tell: this process has the machine.
@@ -376,33 +405,53 @@ impl Remnant {
     }
 
     /// Returns in words that the process was killed and is still there; none otherwise.
-    fn stuck(self) -> Option<String> {
+    fn stuck(self, host: &str) -> Option<RemnantWords> {
         let states = self.ending()?;
         let pid = self.pid;
-        Some(format!(
-            "the QEMU of the domain is still there: process {pid} of that host was killed and can't end \
-             (threads in state {states}). {STUCK}"
-        ))
+        let fact = format!(
+            "the QEMU of the domain is still there: process {pid} of {host} was killed and can't end \
+             (threads in state {states})"
+        );
+        Some(RemnantWords { fact, step: stuck_step(host) })
     }
 
     /// Returns why a hypervisor without an instance can't tell.
     fn reason(self, uri: &str) -> String {
-        let Self { pid, is_named, .. } = self;
-        if !is_named {
-            return format!(
-                "libvirt at {uri} says that the domain is shut off, and process {pid} of that host, a QEMU \
-                 whose arguments can't be read any more, may have the machine. {STUCK}"
-            );
-        }
-        match self.stuck() {
-            Some(stuck) => format!("libvirt at {uri} says that the domain is shut off, and {stuck}"),
-            None => format!(
-                "libvirt at {uri} says that the domain is shut off, and process {pid} of that host has the \
-                 machine: libvirt lost its status file. See ps -fp {pid}; if that is the machine: kill \
-                 {pid}, and ask again"
-            ),
-        }
+        self.words(uri, THAT_HOST).to_string()
     }
+
+    /// Returns the same as fact and step. `host`: as the reader calls the host of the process.
+    fn words(self, uri: &str, host: &str) -> RemnantWords {
+        let Self { pid, is_named, .. } = self;
+        let says = format!("libvirt at {uri} says that the domain is shut off, and");
+        if !is_named {
+            let fact = format!(
+                "{says} process {pid} of {host}, a QEMU whose arguments can't be read any more, may have the \
+                 machine"
+            );
+            return RemnantWords { fact, step: stuck_step(host) };
+        }
+        if let Some(stuck) = self.stuck(host) {
+            return RemnantWords { fact: format!("{says} {}", stuck.fact), ..stuck };
+        }
+        let fact = format!("{says} process {pid} of {host} has the machine: libvirt lost its status file");
+        let step = format!("See ps -fp {pid}; if that is the machine: kill {pid}, and ask again");
+        RemnantWords { fact, step }
+    }
+}
+
+impl fmt::Display for RemnantWords {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}. {}", self.fact, self.step)
+    }
+}
+
+/// Returns what a process means that was killed and can't end, and the next step.
+fn stuck_step(host: &str) -> String {
+    format!(
+        "Such a process waits for storage, and may still write. Look at the storage of {host}; once the \
+         process is gone, ask again. If the process stays: only power-off of {host} is sure"
+    )
 }
 
 /// Returns the states of a process's threads, as letters, if it was killed or is ending.
@@ -521,13 +570,19 @@ fn search_below(
     found
 }
 
+/// Meaning of processes that can't be seen.
+const HIDDEN: &str = "can't see the processes of other users (hidepid of /proc, ProtectProc of the unit): a \
+                      machine that libvirt lost, or that can't end, is not noticed";
+
+/// Returns that the processes of other users can't be seen, where that is so.
+pub(crate) fn hidden() -> Option<&'static str> {
+    File::open("/proc/1/status").is_err().then_some(HIDDEN)
+}
+
 /// Warns where the processes of other users can't be seen.
 pub(super) fn warn_if_hidden() {
-    if File::open("/proc/1/status").is_err() {
-        warn!(
-            "can't see the processes of other users (hidepid of /proc, ProtectProc of the unit): a machine \
-             that libvirt lost, or that can't end, is not noticed"
-        );
+    if let Some(why) = hidden() {
+        warn!("{why}");
     }
 }
 

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use fence_core::domain::{DomainId, LocatedDomain, PowerAction, SeenPower, TargetKind};
+use fence_core::domain::{DomainId, LocatedDomain, PowerAction, PowerState, SeenPower, TargetKind};
 use fence_core::evidence::{DomainSite, Finding, Sight};
 use fence_core::owed_start::PlaceWord;
 use fence_wire::Target;
 
-use super::LibvirtBackend;
+use libvirt_host::{DomainRecord, State, Uuid};
+
+use super::{LibvirtBackend, with_power};
 use crate::backend::elsewhere::{DomainQuestion, OwnPlaces as _, PeerHosts};
 use crate::backend::{Backend, BoxedFuture, PowerForecast};
 use crate::hypervisor::Hypervisors;
@@ -123,6 +125,28 @@ async fn started(uris: &[String], reboot_starts: bool, known: &Hypervisors) -> (
         let _ = hypervisor.first_list().await;
     }
     (backend, unreachable)
+}
+
+/// Whoever merges lists takes another host's "off" for a machine that is left out.
+#[test]
+fn a_list_has_a_machine_on_that_a_process_has() {
+    let record = |number: u8, state| DomainRecord {
+        name: format!("x{number}"),
+        uuid: Uuid::from_bytes([number; 16]),
+        state,
+    };
+    let records = vec![
+        record(1, State::ShutOff),
+        record(2, State::ShutOff),
+        record(3, State::Paused),
+        record(4, State::Running),
+    ];
+    let listed = with_power(records, |off| {
+        assert_eq!(off.len(), 2, "libvirt's word counts for those that are on");
+        off.iter().copied().filter(|it| *it == Uuid::from_bytes([2; 16])).collect()
+    });
+    let on: Vec<_> = listed.iter().map(|it| (it.name.as_str(), it.power == PowerState::On)).collect();
+    assert_eq!(on, [("x1", false), ("x2", true), ("x3", true), ("x4", true)]);
 }
 
 async fn answer(row: &Row<'_>, action: PowerAction) -> &'static str {
@@ -611,7 +635,7 @@ async fn an_event_that_is_late_is_awaited() {
     use libvirt_host::{LifecycleEvent, LifecycleKind};
     let uris = ["test:///default".to_owned()];
     let (backend, _) = started(&uris, false, &Hypervisors::default()).await;
-    let uuid: libvirt_host::Uuid = "5a40a06f-1a5b-4d2e-9d2c-8b3f0b1f4f1c".parse().unwrap();
+    let uuid: Uuid = "5a40a06f-1a5b-4d2e-9d2c-8b3f0b1f4f1c".parse().unwrap();
     let hypervisor = Arc::clone(&backend.hypervisors[0]);
     let tell = |kind, detail| {
         hypervisor.tell(&LifecycleEvent { uuid, name: "x".to_owned(), kind, detail });

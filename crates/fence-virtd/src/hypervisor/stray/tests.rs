@@ -214,7 +214,22 @@ fn off_needs_that_no_process_is_there() {
     assert!(
         processes.find(|it| it.name == "web").is_some() && processes.find(|it| it.name == "we").is_none()
     );
+    let (web, other) =
+        (HashSet::from([uuid()]), HashSet::from(["5ba0e0aa-0123-1111-2222-333344445556".parse().unwrap()]));
+    assert_eq!(processes.held(&web), web, "a list has it on");
+    assert!(processes.held(&other).is_empty() && processes.held(&HashSet::new()).is_empty());
+    let (words, is_certain) = processes.words_of_lost("qemu:///system", uuid(), "web").unwrap();
+    assert!(is_certain && processes.all().iter().any(|it| it.pid == pid));
+    assert!(
+        words
+            .fact
+            .ends_with(&format!("process {pid} of this host has the machine: libvirt lost its status file")),
+        "{words:?}"
+    );
+    assert_eq!(words.step, format!("See ps -fp {pid}; if that is the machine: kill {pid}, and ask again"));
     machine.end();
+    assert!(processes.held(&web).is_empty());
+    assert!(processes.words_of_lost("qemu:///system", uuid(), "web").is_none());
     assert!(MachineProcesses::all_gone("x", &noted).unwrap().is_ok());
     assert!(processes.find(|it| it.name == "web").is_none());
     drop(gone(Some("web")).unwrap());
