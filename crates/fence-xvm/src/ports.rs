@@ -23,7 +23,8 @@ use std::time::Duration;
 
 use fence_net::{Family, call_back_listener};
 use fence_wire::ClientRun;
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, FcntlArg, fallocate, fcntl};
 use nix::libc;
 
 use crate::deadline::Deadline;
@@ -37,6 +38,16 @@ pub(crate) const PORTS: u16 = 16;
 const LEDGER_WAIT: Duration = Duration::from_secs(1);
 /// Pause between two tries for a lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(1);
+
+/// Sees to it that a ledger can be written to its file.
+fn reserve(file: &File) -> io::Result<()> {
+    let length = LEDGER_MAX.try_into().unwrap_or(i64::MAX);
+    match fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, length) {
+        // This file system has no such call.
+        Ok(()) | Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
 
 /// Ports of this network namespace that an agent may use.
 #[derive(Debug)]
@@ -99,6 +110,8 @@ impl CallBackPorts {
         let ports = (wanted..=wanted.saturating_add(PORTS - 1))
             .map(|port| {
                 let opened = records.as_ref().map(|(it, namespace)| it.file(&format!("{port}-{namespace}")));
+                // On a full disk the ledger could not be written later.
+                let opened = opened.map(|it| it.and_then(|file| reserve(&file).map(|()| file)));
                 let file = match opened {
                     Some(Ok(file)) => Some(file),
                     Some(Err(failure)) => {
@@ -316,7 +329,7 @@ fn try_lock(file: &File, byte: LockedByte, kind: libc::c_int) -> io::Result<bool
     };
     match fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&lock)) {
         Ok(_) => Ok(true),
-        Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => Ok(false),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }

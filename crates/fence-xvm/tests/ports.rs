@@ -142,6 +142,20 @@ fn inside_a_removed_ledger() {
     assert_eq!(calls_until_believed(&lab, &older), 65, "whatever the ledger had");
 }
 
+/// A guest whose /run is full fences, as one whose /run is read-only: it says that it keeps no record.
+#[test]
+#[ignore = "run by in_a_namespace"]
+fn inside_a_full_run() {
+    let lab = AgentLab::new(23_480);
+    let agent = lab.agent_with_full_run(&["-o", "off", "-n", "vm1", "-t", "30"]);
+    let request = lab.receive_request();
+    call_back(&lab, HostKind::Named, &request).unwrap().write_all(&[0]).unwrap();
+    let done = finish(agent);
+    assert_eq!(done.status.code(), Some(0), "{done:?}");
+    let said = text(&done.stderr);
+    assert!(said.contains("cannot record which port is in use") && said.contains("No space left"), "{said}");
+}
+
 /// Beside one of our hosts, a C host is hung up on once, as it may call for the killed agent's request. What
 /// our host says is not taken before the C host has called again. `None`: it does not.
 #[test]

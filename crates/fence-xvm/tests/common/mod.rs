@@ -87,7 +87,23 @@ impl AgentLab {
 
     pub fn spawn(&self, name: &str, arguments: &[&str], with_key: bool) -> Child {
         let mut command = Command::new(AGENT);
-        command.arg0(name).args(["-p", &self.port.to_string()]);
+        command.arg0(name);
+        self.start(command, name, arguments, with_key)
+    }
+
+    /// Starts an agent with the right key on a machine whose /run is full, and where no agent ran before.
+    #[allow(dead_code)]
+    pub fn agent_with_full_run(&self, arguments: &[&str]) -> Child {
+        const FULL: &str = "mount -t tmpfs -o size=8k,mode=755 none /run && mkdir -m 700 /run/fence_virt
+            cat /dev/zero >/run/filled 2>/dev/null
+            exec \"$0\" \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["-m", "sh", "-c", FULL, AGENT]);
+        self.start(command, "fence_xvm", arguments, true)
+    }
+
+    fn start(&self, mut command: Command, name: &str, arguments: &[&str], with_key: bool) -> Child {
+        command.args(["-p", &self.port.to_string()]);
         // A delayed test must not read a repetition where it expects the next request.
         if name == "fence_xvm" {
             command.args(["-r", "300"]);
