@@ -153,7 +153,7 @@ def guest_without_auth(it):
     return it.diagnose("-C", "none", t=3)
 
 
-@scene("the host takes no sealed requests: a fence_virtd of the C programs")
+@scene("takes no sealed requests: a fence_virtd of the C programs")
 def sealed_to_a_c_host(it):
     it.daemon(program="reference")
     return it.diagnose("-c", "hmac-sha256", t=4)
@@ -332,7 +332,23 @@ def owner_with_another_key(it):
     owner, hosts = it.net.node("owner"), f'"; peer_key_file = "{it.key("hosts")}'
     it.daemon(peers=it.host.ip + hosts, node=owner, key="other")
     it.daemon(peers=owner.ip + hosts, uri=_doubtful(it))
-    return it.diagnose("-n", "vm1", t=20)
+    code, text = it.diagnose("-n", "vm1", t=20)
+    assert "the domain is on at host" in text and owner.ip in text, text
+    return code, text
+
+
+@scene("the domain is on at a host that does not answer this guest")
+def owner_whose_firewall_drops_requests(it):
+    """Questions of the other host come in there as answers to its own; the guest's request leaves no line."""
+    owner, hosts = it.net.node("owner"), f'"; peer_key_file = "{it.key("hosts")}'
+    it.firewall(owner, "ip daddr 225.0.0.12 udp dport 1229 drop", "input")
+    it.daemon(peers=it.host.ip + hosts, node=owner)
+    it.daemon(peers=owner.ip + hosts, uri=_doubtful(it))
+    code, text = it.diagnose("-n", "vm1", t=20)
+    assert it.guest.ip not in it.daemons[0].log, it.daemons[0].log
+    for words in ("go to the host that the reason names", "No line: this guest's request does not arrive there"):
+        assert words in text, text
+    return code, text
 
 
 @scene("the host does not know the domain, or cannot tell its state")

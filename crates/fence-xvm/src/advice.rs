@@ -26,6 +26,22 @@ const REPLAY_LINE: (&str, &str) = (
     "a packet came twice: a loop in the network, or somebody replays it",
 );
 
+/// Words of a host that another one has the domain on.
+const ON_AT: &str = ": the domain is on at host ";
+
+/// Returns whether a host told that another one has the domain on, and not another domain of this name.
+fn is_on_elsewhere(words: &str) -> bool {
+    words.contains(ON_AT)
+        && !words.contains("another domain with this name")
+        && !words.contains(FORECAST_UNCERTAIN)
+}
+
+/// Returns addresses of hosts in one line.
+fn addresses(hosts: &[IpAddr]) -> String {
+    let hosts: Vec<_> = hosts.iter().map(ToString::to_string).collect();
+    hosts.join(", ")
+}
+
 impl ProbableCause {
     /// Returns the cause in one sentence.
     pub(crate) fn sentence(&self) -> Cow<'static, str> {
@@ -167,9 +183,13 @@ impl AgreementCause {
             Self::HashTooWeak(_) => {
                 "the host asks for a stronger hash than this guest uses; the key is the same".into()
             }
-            Self::ClassicHost(_) => {
-                "the host takes no sealed requests: a fence_virtd of the C programs; the key is the same"
-                    .into()
+            Self::ClassicHost { hosts, .. } => {
+                let who = if hosts.is_empty() { String::new() } else { format!(" {}", addresses(hosts)) };
+                format!(
+                    "the host{who} takes no sealed requests: a fence_virtd of the C programs; the key is the \
+                     same"
+                )
+                .into()
             }
             Self::SealUnanswered { hash, is_ours: true } => format!(
                 "a fence_virtd of this project took the request with hash {hash}, and none has answered the \
@@ -222,7 +242,13 @@ impl AgreementCause {
             Self::HashTooWeak(hash) => {
                 format!("-c {hash} (hash={hash}) is taken; the host's log names its minimum").into()
             }
-            Self::ClassicHost(hash) => format!(
+            Self::ClassicHost { hash, is_dry_run: true, .. } => format!(
+                "such a host can't be asked what an action would do, with any hash: look at the domain there \
+                 (virsh list), or send the real request (with -c {hash}, hash={hash}). For a dry run put \
+                 this project's fence_virtd on that host"
+            )
+            .into(),
+            Self::ClassicHost { hash, .. } => format!(
                 "-c {hash} (hash={hash}) is taken; for sealed requests put this project's fence_virtd on the \
                  host"
             )
@@ -275,7 +301,7 @@ impl AgreementCause {
             Self::ProofRefused => {
                 &[("the client did not prove that it holds the key", "the proof came too late or was wrong")]
             }
-            Self::ClassicHost(_) | Self::OtherKey | Self::NoListener | Self::SilentStream => &[],
+            Self::ClassicHost { .. } | Self::OtherKey | Self::NoListener | Self::SilentStream => &[],
         }
     }
 }
@@ -287,11 +313,12 @@ impl HostCause {
             Self::Told { reasons, is_backend: true } => {
                 return format!("fence_virtd cannot do its work; {reasons}").into();
             }
-            Self::SilentOwner { told } => {
+            Self::SilentOwner { told, words } => {
+                let words = if words.is_empty() { String::new() } else { format!("; {words}") };
                 return format!(
                     "the domain is on at a host that does not answer this guest, or does not let it see the \
                      domain: {told} told the status, and has it from that host. An off or a reboot fails, \
-                     since the host that has the domain does it"
+                     since the host that has the domain does it{words}"
                 )
                 .into();
             }
@@ -330,8 +357,13 @@ impl HostCause {
                 "the host took the request and has not answered: its hypervisor is slow or hangs, or it \
                  waits for another host that is silent"
             }
-            Self::Denied => {
-                "the host's groups do not let this guest fence that domain; key and network are in order"
+            Self::Denied { hosts } => {
+                let at = if hosts.is_empty() { String::new() } else { format!("at {} ", addresses(hosts)) };
+                return format!(
+                    "{at}the host's groups do not let this guest fence that domain; key and network are in \
+                     order"
+                )
+                .into();
             }
             Self::Backend => {
                 "fence_virtd cannot do its work, libvirt at the host does not answer the daemon; key and \
@@ -354,10 +386,19 @@ impl HostCause {
     fn next_step(&self) -> Cow<'static, str> {
         let fixed = match self {
             Self::OthersCantSay { others, .. } => return others.next_step().into(),
-            Self::SilentOwner { .. } => {
-                "find the host that runs the domain (virsh list), and look there for lines about this guest \
-                 in the log of fence_virtd (journalctl -u fence_virtd); compare the fingerprints of the key, \
-                 here and there, and look at `groups` in its fence_virt.conf"
+            Self::SilentOwner { words, .. } => {
+                let find = match words.contains(ON_AT) {
+                    true => "go to the host that the reason names",
+                    false => "find the host that runs the domain (virsh list)",
+                };
+                return format!(
+                    "{find}, and look there for lines about this guest in the log of fence_virtd (journalctl \
+                     -u fence_virtd). No line: this guest's request does not arrive there (firewall for UDP \
+                     port 1229, `interface`, multicast snooping; or fence_virtd does not run): fence_virtd \
+                     --check on that host names it. A line: compare the fingerprints of the key, here and \
+                     there; then look at `groups` in its fence_virt.conf"
+                )
+                .into();
             }
             Self::Held => {
                 "ask again later, with a longer -t (30 where corosync or peer_down_command is used: a host \
@@ -367,7 +408,7 @@ impl HostCause {
                 "check on the host that virsh list answers, and run fence_virtd --check there: it names a \
                  silent host"
             }
-            Self::Denied => {
+            Self::Denied { .. } => {
                 "fence_xvm -o list shows the domains that this guest may fence; look at `groups` in the \
                  host's fence_virt.conf: this guest's address and the domain must stand in one group. A \
                  group with `key_file` takes its own key alone: is it the one that this guest uses?"
@@ -379,6 +420,12 @@ impl HostCause {
                 "fence_xvm -o list shows the domains that the host knows; is the name right, has the domain \
                  moved to another host? If the domain is off, another host may be silent: fence_virtd \
                  --check on the host names it"
+            }
+            Self::Told { reasons: words, .. } | Self::WouldFail { words, .. } if is_on_elsewhere(words) => {
+                "ask the host that has the domain: with TCP name that host in the request (-T, ipaddr=). By \
+                 multicast that host has the request too; if the request fails all the same, look for lines \
+                 about this guest in the log of fence_virtd there (journalctl -u fence_virtd), and run \
+                 fence_virtd --check there"
             }
             Self::Told { .. } => {
                 "do what the reason says. Where it names no step: fence_virtd --check on that host looks \
@@ -412,7 +459,7 @@ impl HostCause {
             Self::SilentOwner { .. } => &[KEY_LINE, HASH_LINE],
             Self::Held
             | Self::NoResponse
-            | Self::Denied
+            | Self::Denied { .. }
             | Self::Domain
             | Self::DomainOfOthers
             | Self::Told { .. }
@@ -467,10 +514,76 @@ impl UntoldHosts {
 
 /// Returns the clauses about hosts, without those about none.
 fn joined(clauses: &[(&Vec<IpAddr>, String)]) -> String {
-    let with_hosts = |(hosts, clause): &(&Vec<IpAddr>, String)| {
-        let hosts: Vec<_> = hosts.iter().map(ToString::to_string).collect();
-        format!("{} {clause}", hosts.join(", "))
-    };
+    let with_hosts = |(hosts, clause): &(&Vec<IpAddr>, String)| format!("{} {clause}", addresses(hosts));
     let clauses: Vec<_> = clauses.iter().filter(|(hosts, _)| !hosts.is_empty()).map(with_hosts).collect();
     clauses.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn would_fail(words: &str) -> String {
+        let words = format!("the host says: off vm1 (1111): {words}");
+        HostCause::WouldFail { action: Action::Off, words }.next_step().into_owned()
+    }
+
+    #[test]
+    fn a_domain_at_another_host_is_asked_for_there() {
+        let step = would_fail("the domain is on at host h2 (10.77.0.2)");
+        assert!(step.contains("with TCP name that host in the request (-T, ipaddr=)"), "{step}");
+        let reasons = "the host says: off vm1 (1111): the domain is on at host h2 (10.77.0.2)".to_owned();
+        assert_eq!(HostCause::Told { reasons, is_backend: false }.next_step(), step);
+        // Neither is about this domain at one other host.
+        for words in [
+            "can't tell whether the domain is off: another domain with this name, UUID 2: the domain \
+             is on at host h2",
+            "host h2 (10.77.0.2) does not answer",
+        ] {
+            assert!(!would_fail(words).contains("-T"), "{words}");
+        }
+        let doubt = format!("{FORECAST_UNCERTAIN}: the domain is on at host h1, and at host h2 as well");
+        assert!(would_fail(&doubt).starts_with("send the real request"), "{doubt}");
+    }
+
+    #[test]
+    fn a_silent_owner_may_not_be_reached_at_all() {
+        for (words, find) in [
+            (
+                "the host says: off vm1: the domain is on at host h1 (10.0.0.1)",
+                "go to the host that the reason names",
+            ),
+            ("", "find the host that runs the domain"),
+        ] {
+            let cause = HostCause::SilentOwner { told: "10.0.0.2".to_owned(), words: words.to_owned() };
+            assert!(cause.sentence().contains(words), "{}", cause.sentence());
+            let step = cause.next_step().into_owned();
+            assert!(
+                step.starts_with(find) && step.contains("No line: this guest's request does not arrive"),
+                "{step}"
+            );
+            assert!(step.contains("fence_virtd --check"), "{step}");
+        }
+    }
+
+    #[test]
+    fn hosts_are_named() {
+        let hosts = vec![[10, 0, 0, 2].into()];
+        let denied = HostCause::Denied { hosts: hosts.clone() };
+        assert!(denied.sentence().starts_with("at 10.0.0.2 the host's groups do not let this guest"));
+        assert!(HostCause::Denied { hosts: Vec::new() }.sentence().starts_with("the host's groups"));
+        let classic = |is_dry_run| AgreementCause::ClassicHost {
+            hash: HashType::Sha256,
+            hosts: hosts.clone(),
+            is_dry_run,
+        };
+        let said = classic(true).sentence().into_owned();
+        assert!(
+            said.starts_with("the host 10.0.0.2 takes no sealed requests: a fence_virtd of the C"),
+            "{said}"
+        );
+        assert!(classic(false).next_step().starts_with("-c sha256 (hash=sha256) is taken"));
+        // No hash helps where only a sealed question would.
+        assert!(classic(true).next_step().starts_with("such a host can't be asked what an action would do"));
+    }
 }

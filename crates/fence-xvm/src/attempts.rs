@@ -25,7 +25,7 @@ pub(crate) struct MulticastAttempts {
     pub(crate) senders: Vec<SenderAddress>,
     /// Peers that called back.
     pub(crate) call_backs: Vec<CallBackOutcome>,
-    /// Hosts that hold the key and answered with a failure.
+    /// Hosts that hold the key and answered with a failure or a denial.
     pub(crate) failures: Vec<HostFailure>,
     /// Key and its use, in words.
     pub(crate) key: String,
@@ -68,11 +68,13 @@ pub(crate) struct CallBackOutcome {
     pub(crate) times: u32,
 }
 
-/// Host that answered with a failure.
+/// Host that answered with a failure or a denial.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct HostFailure {
     /// Address of the host.
     pub(crate) from: IpAddr,
+    /// True if the host does not let this guest do that.
+    pub(crate) is_denied: bool,
     /// Reason of the host; none where the request did not want it, or the host tells none.
     pub(crate) reason: Option<String>,
 }
@@ -152,10 +154,9 @@ impl MulticastAttempts {
         }
     }
 
-    /// Records a host that answered with a failure.
-    pub(crate) fn record_failure(&mut self, from: IpAddr, reason: Option<String>) {
+    /// Records a host that answered with a failure or a denial.
+    pub(crate) fn record_failure(&mut self, failure: HostFailure) {
         const REMEMBERED: usize = 16;
-        let failure = HostFailure { from, reason };
         if self.failures.len() < REMEMBERED && !self.failures.contains(&failure) {
             self.failures.push(failure);
         }

@@ -154,16 +154,18 @@ fn each_way(
 fn without_seal(found: ProbableCause, plan: &RequestPlan, kind: HostKind) -> ProbableCause {
     match plan.as_cluster_asks() {
         Some(plain) if plain.hash != HashType::None && found.may_be_hash() => {
-            unanswered_seal(plain.hash, kind).into()
+            unanswered_seal(plain.hash, kind, plan).into()
         }
         _ => found,
     }
 }
 
 /// Returns why a sealed question has no answer where a host takes this classic hash.
-fn unanswered_seal(hash: HashType, kind: HostKind) -> AgreementCause {
+fn unanswered_seal(hash: HashType, kind: HostKind, plan: &RequestPlan) -> AgreementCause {
     match kind {
-        HostKind::Classic => AgreementCause::ClassicHost(hash),
+        HostKind::Classic => {
+            AgreementCause::ClassicHost { hash, hosts: Vec::new(), is_dry_run: plan.dry_run.is_some() }
+        }
         HostKind::Ours => AgreementCause::SealUnanswered { hash, is_ours: true },
         HostKind::Unknown => AgreementCause::SealUnanswered { hash, is_ours: false },
     }
@@ -243,8 +245,16 @@ fn diagnose_multicast(
     let mut questions = ReservedQuestions::reserve(MOST_QUESTIONS, to, key, console);
     each_way(plan, |plan| {
         let found = diagnose_by_multicast(plan, to, key, &mut questions)?;
-        Ok(found.map(|it| without_seal(it, plan, questions.kinds.of_all())))
+        Ok(found.map(|it| named(without_seal(it, plan, questions.kinds.of_all()), &questions.kinds)))
     })
+}
+
+/// Returns the cause with the addresses of the hosts of the C programs, where it is about these.
+fn named(mut cause: ProbableCause, kinds: &HostKinds) -> ProbableCause {
+    if let ProbableCause::Agreement(AgreementCause::ClassicHost { hosts, .. }) = &mut cause {
+        *hosts = kinds.classic();
+    }
+    cause
 }
 
 fn diagnose_by_multicast(
@@ -299,7 +309,8 @@ fn cause_by_multicast(
     let cause = cause.and_then(|it| without_others(it, plan, questions, &asked));
     let is_on = plan.action == Action::Status && asked.answer == HostAnswer::Response(Response::Success);
     let cause = if cause.is_none() && is_on && kept_out.is_none() {
-        silent_owner(plan, questions, &asked.hosts).or_else(|| {
+        let silent = silent_owner(plan, questions, &asked.hosts);
+        silent.map(|it| named_owner(it, plan, key, questions, &asked)).or_else(|| {
             let mut told = None;
             let of_off = cause_of_off(plan, key, &asked, |off| {
                 let MulticastResult { answer, attempts, .. } = questions.ask(off).ok()?;
@@ -403,7 +414,26 @@ fn silent_owner(
     }
     let told: Vec<_> = told.iter().map(ToString::to_string).collect();
     show(&format_args!("asked for the lists of all hosts: none that answers has the domain on"));
-    Some(HostCause::SilentOwner { told: told.join(", ") }.into())
+    Some(HostCause::SilentOwner { told: told.join(", "), words: String::new() }.into())
+}
+
+/// Returns the cause with what hosts say of an off: that names the host that has the domain.
+fn named_owner(
+    mut cause: ProbableCause,
+    plan: &RequestPlan,
+    key: Option<&Key>,
+    questions: &mut ReservedQuestions<'_>,
+    asked: &AnsweredQuestion,
+) -> ProbableCause {
+    let ProbableCause::Host(HostCause::SilentOwner { words, .. }) = &mut cause else { return cause };
+    let of_off = cause_of_off(plan, key, asked, |off| {
+        let MulticastResult { answer, attempts, .. } = questions.ask(off).ok()?;
+        Some(AnsweredQuestion::by_multicast(answer.ok()??, &attempts))
+    });
+    if let Some(ProbableCause::Host(HostCause::WouldFail { words: told, .. })) = of_off {
+        *words = told;
+    }
+    cause
 }
 
 /// Returns true if a row says that the target is on.
@@ -551,6 +581,12 @@ impl AnsweredQuestion {
         untold
     }
 
+    /// Returns the hosts that do not let this guest fence the domain; none where there is one host alone.
+    fn denying(&self) -> Vec<IpAddr> {
+        let denied: BTreeSet<_> = self.failures.iter().filter(|it| it.is_denied).map(|it| it.from).collect();
+        denied.into_iter().collect()
+    }
+
     /// Returns the reasons of all hosts, each with the host where there are several.
     fn reasons(&self) -> Vec<String> {
         let told: Vec<_> =
@@ -588,7 +624,7 @@ fn cause_of_answer(
     });
     match response {
         Response::Success | Response::Off => return Ok(None),
-        Response::PermissionDenied => return Ok(Some(HostCause::Denied.into())),
+        Response::PermissionDenied => return Ok(Some(HostCause::Denied { hosts: asked.denying() }.into())),
         Response::Failure => {}
     }
     let mut reasons = asked.reasons();
@@ -684,7 +720,7 @@ fn try_other_hashes(
         ));
         if let Some(kind) = kind {
             let cause = match is_sealed(plan) && hash.sealed().is_none() {
-                true => unanswered_seal(*hash, kind),
+                true => unanswered_seal(*hash, kind, plan),
                 false => AgreementCause::HashTooWeak(*hash),
             };
             return Ok(cause.into());
@@ -749,6 +785,7 @@ mod tests {
             .iter()
             .map(|(last, reason)| HostFailure {
                 from: [10, 0, 0, *last].into(),
+                is_denied: false,
                 reason: Some((*reason).to_owned()),
             })
             .collect();
@@ -830,7 +867,8 @@ mod tests {
         let sealed = RequestPlan { own_hash: HashType::Sha256, ..status_plan() };
         let silence = || NetworkCause::Silence { from: None, watched: true }.into();
         let cause = |kind| without_seal(silence(), &sealed, kind);
-        let classic = AgreementCause::ClassicHost(HashType::Sha256);
+        let (hash, hosts) = (HashType::Sha256, Vec::new());
+        let classic = AgreementCause::ClassicHost { hash, hosts, is_dry_run: false };
         assert_eq!(cause(HostKind::Classic), classic.into());
         for (kind, is_ours) in [(HostKind::Ours, true), (HostKind::Unknown, false)] {
             let unanswered = AgreementCause::SealUnanswered { hash: HashType::Sha256, is_ours };
@@ -846,7 +884,7 @@ mod tests {
     fn a_host_that_can_work_tells_nothing_of_another() {
         let first = AnsweredQuestion {
             answer: HostAnswer::Response(Response::Failure),
-            failures: vec![HostFailure { from: [10, 0, 0, 1].into(), reason: None }],
+            failures: vec![HostFailure { from: [10, 0, 0, 1].into(), is_denied: false, reason: None }],
             hosts: [[10, 0, 0, 1].into()].into(),
         };
         assert_eq!(cause(&first, &[1]), Some(HostCause::Domain.into()));

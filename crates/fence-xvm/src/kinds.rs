@@ -62,6 +62,11 @@ impl HostKinds {
         }
     }
 
+    /// Returns the hosts of the C programs.
+    pub(crate) fn classic(&self) -> Vec<IpAddr> {
+        self.unnamed.difference(&self.named).copied().collect()
+    }
+
     /// Returns the kind of all hosts that were seen: of the C programs only where none is ours.
     pub(crate) fn of_all(&self) -> HostKind {
         match (self.named.is_empty(), self.unnamed.is_empty()) {
@@ -93,7 +98,7 @@ mod tests {
             [ours, classic, both, silent].map(|it| seen.of(it)),
             [HostKind::Ours, HostKind::Classic, HostKind::Ours, HostKind::Unknown]
         );
-        assert_eq!(seen.of_all(), HostKind::Ours);
+        assert_eq!((seen.of_all(), seen.classic()), (HostKind::Ours, vec![classic]));
     }
 
     #[test]

@@ -378,17 +378,19 @@ impl<'a> MulticastClient<'a> {
         };
         self.console.debug(&format_args!("call-back from {}: {words}", call.from));
         self.attempts.record_call_back(call.from, words, progress);
-        match &result {
-            Ok(HostAnswer::Response(Response::Failure)) => {
-                self.attempts.record_failure(call.from.ip(), None);
+        let failed = match &result {
+            Ok(HostAnswer::Response(response @ (Response::Failure | Response::PermissionDenied))) => {
+                Some((*response, None))
             }
-            Ok(HostAnswer::Failed(reason)) => {
-                self.attempts.record_failure(call.from.ip(), Some(reason.clone()));
-            }
+            Ok(HostAnswer::Failed(reason)) => Some((Response::Failure, Some(reason.clone()))),
             Ok(HostAnswer::Forecast { response, text }) if *response != Response::Success => {
-                self.attempts.record_failure(call.from.ip(), Some(text.clone()));
+                Some((*response, Some(text.clone())))
             }
-            _ => {}
+            _ => None,
+        };
+        if let Some((response, reason)) = failed {
+            let is_denied = response == Response::PermissionDenied;
+            self.attempts.record_failure(HostFailure { from: call.from.ip(), is_denied, reason });
         }
         let now = Instant::now();
         let since_proof = call.permitted_at.map(|instant| now.duration_since(instant)).unwrap_or_default();

@@ -4,6 +4,7 @@
 //! Owns nothing. Runs on the agent's only thread, last of all. Must never turn an answer into another exit
 //! code than its response has.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
@@ -49,10 +50,11 @@ pub(crate) fn report(
         Response::Success | Response::Off => {}
         Response::Failure => console.say(&failed(plan, failures, console.program())),
         Response::PermissionDenied => {
-            console.say(
-                &"Permission denied: the host's configuration does not let this guest fence that domain: \
-                  look at `groups` in fence_virt.conf there",
-            );
+            console.say(&format_args!(
+                "Permission denied{}: the host's configuration does not let this guest fence that domain: \
+                 look at `groups` in fence_virt.conf there",
+                in_brackets(failures, true)
+            ));
         }
     }
     response.number()
@@ -60,11 +62,7 @@ pub(crate) fn report(
 
 /// Returns the message of a failure, with the hosts that told it, and the ways to the reason.
 fn failed(plan: &RequestPlan, failures: &[HostFailure], program: ClientProgram) -> String {
-    let mut hosts: Vec<_> = failures.iter().map(|it| it.from.to_string()).collect();
-    hosts.sort();
-    hosts.dedup();
-    let hosts = if hosts.is_empty() { String::new() } else { format!(" ({})", hosts.join(", ")) };
-    let mut said = format!("Operation failed: the host's log says why{hosts}");
+    let mut said = format!("Operation failed: the host's log says why{}", in_brackets(failures, false));
     // A line has no room for a reason.
     if !matches!(plan.transport, Transport::Serial { .. } | Transport::Channel(_)) {
         let name = plan.target.as_str();
@@ -77,6 +75,14 @@ fn failed(plan: &RequestPlan, failures: &[HostFailure], program: ClientProgram) 
         );
     }
     said
+}
+
+/// Returns the hosts that denied the request, or those that failed; nothing where there is one host alone.
+fn in_brackets(failures: &[HostFailure], is_denied: bool) -> String {
+    let hosts: BTreeSet<_> =
+        failures.iter().filter(|it| it.is_denied == is_denied).map(|it| it.from.to_string()).collect();
+    let hosts: Vec<_> = hosts.into_iter().collect();
+    if hosts.is_empty() { String::new() } else { format!(" ({})", hosts.join(", ")) }
 }
 
 /// Returns a name as one word of a shell.
@@ -104,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_failure_names_the_hosts_whose_logs_tell_more() {
-        let host = |last| HostFailure { from: [10, 0, 0, last].into(), reason: None };
+        let host = |last| HostFailure { from: [10, 0, 0, last].into(), is_denied: false, reason: None };
         let plan = RequestPlan {
             action: Action::Off,
             target: Target::new("vm1", false).unwrap(),
@@ -128,6 +134,10 @@ mod tests {
         let said = told(&plan, &[host(2), host(1), host(2)]);
         let hosts = "(10.0.0.1, 10.0.0.2)";
         assert_eq!(said, format!("Operation failed: the host's log says why {hosts}{diagnose}"));
+        // Of several hosts the one whose `groups` are to be changed.
+        let denied = [host(1), HostFailure { is_denied: true, ..host(2) }];
+        assert_eq!([true, false].map(|it| in_brackets(&denied, it)), [" (10.0.0.2)", " (10.0.0.1)"]);
+        assert_eq!(in_brackets(&[], true), "");
         let monitor = RequestPlan { target: Target::none(), ..plan.clone() };
         assert!(told(&monitor, &[]).contains("fence_virt --diagnose, with"));
         let channel = Transport::Channel("10.0.2.179:1229".parse().unwrap());

@@ -66,7 +66,14 @@ pub(crate) enum AgreementCause {
     HashTooWeak(HashType),
     /// The host takes classic requests with this hash, and no sealed ones: its call-backs, or how it ended a
     /// stream, showed that it is one of the C programs.
-    ClassicHost(HashType),
+    ClassicHost {
+        /// The hash.
+        hash: HashType,
+        /// Addresses of such hosts; none where there is one host alone.
+        hosts: Vec<IpAddr>,
+        /// True if it was asked what an action would do: no hash gets an answer to that.
+        is_dry_run: bool,
+    },
     /// A host took a classic request with this hash, and none answered the sealed one in time.
     SealUnanswered {
         /// Hash of the classic request.
@@ -100,8 +107,11 @@ pub(crate) enum HostCause {
     Held,
     /// The host has our proof and sends no response.
     NoResponse,
-    /// The host answered: permission denied.
-    Denied,
+    /// A host answered: permission denied.
+    Denied {
+        /// Addresses of such hosts; none where there is one host alone.
+        hosts: Vec<IpAddr>,
+    },
     /// The host answered the question whether it can work with a failure.
     Backend,
     /// The host can work, and answered the status of one domain with a failure.
@@ -121,6 +131,8 @@ pub(crate) enum HostCause {
     SilentOwner {
         /// Addresses of the hosts that told the status.
         told: String,
+        /// What hosts say of an off; empty where none says why it would fail.
+        words: String,
     },
     /// The host told that it would refuse the action, or that only doing it shows what comes of it.
     WouldFail {

@@ -228,7 +228,14 @@ fn inside_silence_is_no_kind_of_host() {
         let (code, said, _) = ask_off(port, [host(FIRST), host(SECOND)]);
         assert_eq!(code, Some(1), "{said}");
         assert!(said.contains("can't say what off would do; nothing was done"), "{said}");
-        assert_eq!(said.contains("a fence_virtd of the C programs"), !is_named, "{said}");
+        assert_eq!(
+            said.contains("takes no sealed requests: a fence_virtd of the C programs"),
+            !is_named,
+            "{said}"
+        );
+        // A hash that is taken is no help for a question that such a host does not know.
+        assert_eq!(said.contains("cause: the host 127.0.0."), !is_named, "{said}");
+        assert!(!said.contains(" is taken; for sealed requests"), "{said}");
         assert_eq!(said.contains("a fence_virtd of this project took the request"), is_named, "{said}");
     }
 }
@@ -251,8 +258,14 @@ fn inside_the_less_sure_word_counts() {
 #[ignore = "run by in_a_namespace"]
 fn inside_an_owner_whose_list_is_late_is_not_called_silent() {
     for (port, lists) in [(25_000, true), (25_100, false)] {
-        let first = Host { status: Some(0), lists: false, ..Host::first(YES) };
-        let second = Host { status: None, lists, list_delay: LATE, ..Host::second(Duration::ZERO, YES) };
+        let there = Said::Forecast(Response::Failure, "off vm1: the domain is on at host h9 (127.0.0.9)");
+        let first = Host { status: Some(0), lists: false, ..Host::first(if lists { YES } else { there }) };
+        let second = Host {
+            status: None,
+            lists,
+            list_delay: LATE,
+            ..Host::second(Duration::ZERO, if lists { YES } else { Said::Nothing })
+        };
         let (code, said, _) = ask(port, [first, second], &[]);
         assert_eq!(code, Some(i32::from(!lists)), "{said}");
         assert_eq!(said.contains("in order"), lists, "{said}");
@@ -261,5 +274,11 @@ fn inside_an_owner_whose_list_is_late_is_not_called_silent() {
             !lists,
             "{said}"
         );
+        // It is named, and may not have the request at all.
+        for words in
+            ["at host h9 (127.0.0.9)", "next: go to the host that the reason names", "No line: this guest's"]
+        {
+            assert_eq!(said.contains(words), !lists, "{words}: {said}");
+        }
     }
 }
