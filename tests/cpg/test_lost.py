@@ -140,6 +140,7 @@ def test_a_domain_that_was_off_at_a_host_that_is_down(hosts):
         hosts.wait_status(asked.name, "c2", 2)
         assert asked_all(hosts, asked.name, "c2", ("off", "reboot", "on")) == {"off": 0, "reboot": 0, "on": "refused"}
         assert all("node 3 (h3) is down" in reason(asked, action, "c2") for action in ("off", "on")), asked.records()
+        assert "start the domain with virsh at a node that is heard" in reason(asked, "on", "c2"), asked.records()
     # Nobody knows what the node has that a daemon never heard.
     hosts.h2.serve(OURS, host_down="membership")
     assert refused(hosts.ask("h2", "status", "c2"))

@@ -42,6 +42,8 @@ def test_what_the_daemon_has_taken_up(setup, daemon):
     rc, [it] = of_daemon(setup)
     assert rc == 0 and it["result"] == "warning" and it["subject"] == str(setup.key) and "older key" in it["text"]
     assert it["next"].startswith("systemctl reload fence_virtd")
+    if "still uses the older /" in it["text"]:
+        assert "a restart is needed too (as for each key of `backends`)" in it["next"]
     reload_and_wait(daemon, "the new configuration is in force")
     net.wait_until(lambda: of_daemon(setup)[1][0]["result"] == "ok")
     # A configuration that the daemon refuses.

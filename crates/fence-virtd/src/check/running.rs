@@ -28,6 +28,11 @@ const LIMIT: Duration = Duration::from_secs(2);
 const RELOAD: &str = "systemctl reload fence_virtd. If that was done, its log says why it was \
                       refused, or could not be noted in state_dir";
 
+/// Step for a changed configuration file: only the daemon knows which keys wait for a restart.
+const RELOAD_FILE: &str = "systemctl reload fence_virtd, then run --check again: it says whether a restart is \
+                           needed too (as for each key of `backends`). If that was done, its log says why it \
+                           was refused, or could not be noted in state_dir";
+
 /// Files of the state directory that a daemon locks for as long as it runs.
 const LOCKED: [&str; 3] = ["lock", "intents", "host.key"];
 
@@ -196,7 +201,7 @@ fn older(in_use: &ConfigurationInUse, config: &Config, file: &Path, source: &[u8
             CHECK,
             &name,
             format!("the running fence_virtd still uses the older {name}"),
-            RELOAD,
+            RELOAD_FILE,
         ));
     } else if in_use.waits_for_restart {
         let text = "the running fence_virtd does not use all of it: a reload leaves the backends, and most \

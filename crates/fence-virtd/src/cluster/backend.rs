@@ -619,7 +619,11 @@ impl CpgBackend {
     /// Returns the refusal to start a domain whose host is down.
     fn not_startable(&self, node: u32) -> ActionError {
         let name = self.cluster.node_name(node);
-        ActionError::Refused(format!("the domain can't be started: {name} is down"))
+        ActionError::Refused(format!(
+            "the domain can't be started: {name} is down, where the domain was on last, and may start the \
+             domain itself when that node is back. If the domain is to run: be sure that {name} stays off, \
+             and start the domain with virsh at a node that is heard"
+        ))
     }
 
     /// Returns the proof that another host ended the instance that ran there, as it answered.

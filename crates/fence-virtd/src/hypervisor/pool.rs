@@ -182,6 +182,9 @@ pub(crate) struct UriError {
     error: Error,
 }
 
+/// Beginning of the reason for a hypervisor that was not asked, since something before took the time.
+pub(crate) const NO_TIME_LEFT: &str = "no time was left to ask";
+
 impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -190,7 +193,7 @@ impl fmt::Display for CallError {
             Self::Down { uri, reason, .. } => write!(f, "no connection to libvirt at {uri}: {reason}"),
             Self::Slow { uri } => write!(f, "libvirt at {uri} did not answer in time"),
             Self::Late { uri } => {
-                write!(f, "no time was left to ask libvirt at {uri}: what came before took it")
+                write!(f, "{NO_TIME_LEFT} libvirt at {uri}: what came before took it")
             }
             Self::Busy { uri } => {
                 write!(f, "libvirt at {uri} is busy: {MAX_CALLS} calls wait for it already")

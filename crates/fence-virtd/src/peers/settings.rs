@@ -118,8 +118,11 @@ impl PeerMode {
 /// Reason why the messages between hosts can't be sent as the configuration says.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PeerError {
-    #[error("messages between hosts: {0}")]
-    Key(#[from] KeyFileError),
+    #[error("messages between hosts (peer_key_file): {0}")]
+    Key(KeyFileError),
+    /// Hosts without host messages are asked with it, and where there is no `peer_key_file` all hosts are.
+    #[error("key of a listener or group: {0}")]
+    ListenerKey(#[from] KeyFileError),
     #[error("messages between hosts: can't open UDP port {port} (peer_port): {source}")]
     Socket { port: u16, source: std::io::Error },
     #[error("no random bytes: {0}")]
@@ -237,7 +240,7 @@ fn mode(config: &Config) -> PeerMode {
 fn keys(config: &Config) -> Result<Vec<HostsKey>, PeerError> {
     match &config.daemon.peer_key_file {
         Some(file) => {
-            let loaded = key_file::load(file, rule(config))?;
+            let loaded = key_file::load(file, rule(config)).map_err(PeerError::Key)?;
             if let Some(exposed) = &loaded.exposed {
                 warn!("messages between hosts: {exposed}");
             }
@@ -367,6 +370,33 @@ mod tests {
         let config = fence_config::load(text.as_bytes()).config.unwrap();
         let settings = PeerSettings::load(&config).unwrap();
         assert_eq!((settings.mode, settings.keys.len()), (PeerMode::Off, 1));
+    }
+
+    /// The guests' key has nothing to do with the messages between hosts where these have their own.
+    #[test]
+    fn a_refused_key_is_told_with_its_owner() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str, mode: u32| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, [7; 64]).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            path.display().to_string()
+        };
+        let (good, open) = (file("good", 0o600), file("open", 0o666));
+        let refusal = |of_hosts: &str, of_guests: &str| {
+            let text = format!(
+                "fence_virtd {{ listener = \"multicast\"; backend = \"libvirt\"; peer_key_file = \"{of_hosts}\"; }} \
+                 listeners {{ multicast {{ key_file = \"{of_guests}\"; }} }} backends {{ libvirt {{ }} }}"
+            );
+            let config = fence_config::load(text.as_bytes()).config.unwrap();
+            PeerSettings::load(&config).map(drop).map_err(|it| it.to_string())
+        };
+        assert_eq!(refusal(&good, &good), Ok(()));
+        let why = refusal(&good, &open).unwrap_err();
+        assert!(why.starts_with("key of a listener or group: key file ") && why.contains(&open), "{why}");
+        let why = refusal(&open, &good).unwrap_err();
+        assert!(why.starts_with("messages between hosts (peer_key_file): key file "), "{why}");
     }
 
     /// A change of listener or backend is no word that the other hosts are gone.

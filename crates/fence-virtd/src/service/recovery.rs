@@ -21,6 +21,7 @@ use tracing::{info, warn};
 
 use super::execute::START_LIMIT;
 use super::{RunPermit, Service};
+use crate::hypervisor::NO_TIME_LEFT;
 use crate::intent::store::LeftIntent;
 use crate::intent::{OpenIntent, since_boot_ms};
 use crate::request::job::{Arrival, RequestJob, ResolvedTarget};
@@ -58,6 +59,28 @@ enum StartAttempt {
     Failed(String),
 }
 
+/// Doubts of the looks of one attempt. A look that had no time left says nothing of the cause, which the
+/// look before it told: a host that is silent.
+#[derive(Default)]
+struct AttemptDoubts {
+    cause: Option<String>,
+    last: String,
+}
+
+impl AttemptDoubts {
+    fn add(&mut self, doubt: String) {
+        if !doubt.contains(NO_TIME_LEFT) {
+            self.cause = Some(doubt.clone());
+        }
+        self.last = doubt;
+    }
+
+    /// Returns the latest one that tells a cause; where none does, the latest.
+    fn told(self) -> String {
+        self.cause.unwrap_or(self.last)
+    }
+}
+
 impl Service {
     /// Finishes what an earlier daemon left, and returns when that is done, or after [`START_WAIT`]; where
     /// not all hypervisors are ready, at once.
@@ -67,7 +90,11 @@ impl Service {
         if left.is_empty() {
             return;
         }
-        info!(actions = left.len(), "an earlier daemon ended in the middle of these; they are finished now");
+        info!(
+            actions = left.len(),
+            "an earlier daemon ended in the middle of these; their domains are looked at now, and what is \
+             owed is done"
+        );
         let tasks: Vec<_> = left
             .into_iter()
             .map(|it| {
@@ -229,6 +256,7 @@ impl Service {
         (lease, permit): (&Lease, &RunPermit),
     ) -> StartAttempt {
         let (watch, mut is_judged, mut pauses) = (Instant::now() + ORDER_SETTLE, false, LOOK_PAUSES);
+        let mut doubts = AttemptDoubts::default();
         let domain = loop {
             if self.has_rival(domain, lease, permit).await {
                 return StartAttempt::GivesWay;
@@ -253,8 +281,9 @@ impl Service {
                 Err(None) => return over("the domain is not here any more"),
                 Err(Some(doubt)) => doubt,
             };
+            doubts.add(doubt);
             if lease.check().is_err() {
-                return StartAttempt::Failed(doubt);
+                return StartAttempt::Failed(doubts.told());
             }
             tokio::time::sleep(pauses.next_pause()).await;
         };
@@ -386,6 +415,22 @@ fn not_made_good(why: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The look before took all the time: it waited for another host.
+    #[test]
+    fn a_silent_host_is_the_cause_and_not_the_libvirt_that_nobody_had_time_to_ask() {
+        let told = |doubts: &[&str]| {
+            let mut all = AttemptDoubts::default();
+            doubts.iter().for_each(|it| all.add((*it).to_owned()));
+            all.told()
+        };
+        let late = "can't tell: no time was left to ask libvirt at qemu:///system: what came before took it";
+        let silent = "can't tell whether the domain is off: host h1 does not answer";
+        assert_eq!(told(&[silent, late]), silent);
+        assert_eq!(told(&[silent, late, late]), silent);
+        assert_eq!(told(&["an earlier doubt", silent]), silent);
+        assert_eq!(told(&[late]), late);
+    }
 
     #[test]
     fn only_another_boot_is_called_one() {
