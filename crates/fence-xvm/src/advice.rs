@@ -313,15 +313,7 @@ impl HostCause {
             Self::Told { reasons, is_backend: true } => {
                 return format!("fence_virtd cannot do its work; {reasons}").into();
             }
-            Self::SilentOwner { told, words } => {
-                let words = if words.is_empty() { String::new() } else { format!("; {words}") };
-                return format!(
-                    "the domain is on at a host that does not answer this guest, or does not let it see the \
-                     domain: {told} told the status, and has it from that host. An off or a reboot fails, \
-                     since the host that has the domain does it{words}"
-                )
-                .into();
-            }
+            Self::SilentOwner { told, words } => return silent_owner(told, words).into(),
             Self::WouldFail { action, words } if words.contains(FORECAST_UNCERTAIN) => {
                 return format!("{action} would be tried, and nobody can say what comes of it; {words}")
                     .into();
@@ -357,14 +349,7 @@ impl HostCause {
                 "the host took the request and has not answered: its hypervisor is slow or hangs, or it \
                  waits for another host that is silent"
             }
-            Self::Denied { hosts } => {
-                let at = if hosts.is_empty() { String::new() } else { format!("at {} ", addresses(hosts)) };
-                return format!(
-                    "{at}the host's groups do not let this guest fence that domain; key and network are in \
-                     order"
-                )
-                .into();
-            }
+            Self::Denied { hosts } => return denied(hosts).into(),
             Self::Backend => {
                 "fence_virtd cannot do its work, libvirt at the host does not answer the daemon; key and \
                  network are in order"
@@ -469,6 +454,22 @@ impl HostCause {
             | Self::Odd => &[],
         }
     }
+}
+
+/// Returns the sentence about a domain at a host that does not answer, with the words of the others.
+fn silent_owner(told: &str, words: &str) -> String {
+    let words = if words.is_empty() { String::new() } else { format!("; {words}") };
+    format!(
+        "the domain is on at a host that does not answer this guest, or does not let it see the domain: \
+         {told} told the status, and has it from that host. An off or a reboot fails, since the host that \
+         has the domain does it{words}"
+    )
+}
+
+/// Returns the sentence about hosts that do not let this guest fence the domain.
+fn denied(hosts: &[IpAddr]) -> String {
+    let at = if hosts.is_empty() { String::new() } else { format!("at {} ", addresses(hosts)) };
+    format!("{at}the host's groups do not let this guest fence that domain; key and network are in order")
 }
 
 impl UntoldHosts {

@@ -225,6 +225,12 @@ impl StreamFailure {
             }
             (StreamCause::Connect(error), HostAddress::Tcp(_)) => check_after_tcp_error(error),
             (StreamCause::Connect(error), HostAddress::Vsock { .. }) => check_after_vsock_error(error),
+            // A host that can't use the request hangs up: another key is not silent.
+            (StreamCause::Broken { source, waited_for: AwaitedStep::Proof }, _) if has_timed_out(source) => {
+                "does fence_virtd stand still there (systemctl status fence_virtd)? Is the listener for this \
+                 way (tcp, vsock) set at that host? Else something else took the connection: ss -ltnp there \
+                 shows it"
+            }
             (StreamCause::Failed(ExchangeError::Proof(_)), _)
             | (StreamCause::Broken { waited_for: AwaitedStep::Proof, .. }, _) => {
                 "is the listener for this way (tcp, vsock) set at that host? Else something else took the \

@@ -131,7 +131,7 @@ pub(crate) enum HostCause {
     SilentOwner {
         /// Addresses of the hosts that told the status.
         told: String,
-        /// What hosts say of an off; empty where none says why it would fail.
+        /// Words of hosts about an off; empty where none says why it would fail.
         words: String,
     },
     /// The host told that it would refuse the action, or that only doing it shows what comes of it.

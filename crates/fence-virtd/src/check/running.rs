@@ -29,9 +29,9 @@ const RELOAD: &str = "systemctl reload fence_virtd. If that was done, its log sa
                       refused, or could not be noted in state_dir";
 
 /// Step for a changed configuration file: only the daemon knows which keys wait for a restart.
-const RELOAD_FILE: &str = "systemctl reload fence_virtd, then run --check again: it says whether a restart is \
-                           needed too (as for each key of `backends`). If that was done, its log says why it \
-                           was refused, or could not be noted in state_dir";
+const RELOAD_FILE: &str = "systemctl reload fence_virtd, then run --check again: it says whether a \
+                           restart is needed too (as for each key of `backends`). If that was done, its \
+                           log says why it was refused, or could not be noted in state_dir";
 
 /// Files of the state directory that a daemon locks for as long as it runs.
 const LOCKED: [&str; 3] = ["lock", "intents", "host.key"];

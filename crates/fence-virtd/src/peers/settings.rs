@@ -386,8 +386,10 @@ mod tests {
         let (good, open) = (file("good", 0o600), file("open", 0o666));
         let refusal = |of_hosts: &str, of_guests: &str| {
             let text = format!(
-                "fence_virtd {{ listener = \"multicast\"; backend = \"libvirt\"; peer_key_file = \"{of_hosts}\"; }} \
-                 listeners {{ multicast {{ key_file = \"{of_guests}\"; }} }} backends {{ libvirt {{ }} }}"
+                "fence_virtd {{ listener = \"multicast\"; backend = \"libvirt\"; \
+                 peer_key_file = \"{of_hosts}\"; }} \
+                 listeners {{ multicast {{ key_file = \"{of_guests}\"; }} }} \
+                 backends {{ libvirt {{ }} }}"
             );
             let config = fence_config::load(text.as_bytes()).config.unwrap();
             PeerSettings::load(&config).map(drop).map_err(|it| it.to_string())
