@@ -203,6 +203,13 @@ def test_check_of_what_moved_to_a_host_that_is_silent(hosts):
     told = re.search(r"^warning +domain x .*\n +-> .*", told, re.M)[0]
     assert f"may run at a host that does not answer, or can't tell: h2 ({there.node.ip}). Of the hosts that answered" in told
     assert "-> repair that host first" in told and "virsh" not in told and "No host" not in told, told
+    # Nobody saw it end there, and this host can't tell either.
+    there.hypervisor.virsh("destroy", "x")
+    there.serve_again()
+    hosts.acquaint(here, there)
+    here.hypervisor.kill()
+    told = re.search(r"^warning +domain x .*\n +-> .*", here.run("--check").stdout, re.M)[0]
+    assert "can't tell: this host (see its line `libvirt`)" in told and "virsh" not in told, told
 
 
 def test_a_host_that_is_not_asked_and_has_a_domain_of_this_one_is_a_fault(apart, tmp_path):

@@ -46,6 +46,9 @@ const NOT_HEARD_STEP: &str = "is fence_virtd running here? If it is, for more th
                               host says whether its key for hosts (peer_key_file) is the same, and its \
                               firewall open. Or name that host in `peers` here, and this one there";
 
+/// Name of this host, where one of its hypervisors did not list its domains.
+const OWN_SILENT: &str = "this host (see its line `libvirt`)";
+
 /// End of the name of a place that no request asks.
 const NOT_ASKED: &str = " (not asked)";
 
@@ -57,12 +60,13 @@ pub(super) struct CheckedDomain {
     pub(super) is_on: bool,
 }
 
-/// Asks the other hosts, and compares what they have with the domains of this host.
+/// Asks the other hosts, and compares what they have with the domains of this host, of which each hypervisor
+/// `answers`.
 pub(super) fn all(
     config: &Config,
     state: Option<&Path>,
     running: &RunningDaemon,
-    own: &[CheckedDomain],
+    (own, answers): (&[CheckedDomain], bool),
 ) -> Vec<Finding> {
     let mut known = state.map(|it| HostStore::at(it).read_with_announced()).unwrap_or_default();
     running.bring_up_to_date(&mut known);
@@ -80,6 +84,9 @@ pub(super) fn all(
             let report = probe(config, settings.clone(), state, &known, &heard, domains);
             let report = report.map(|it| with_other_keys(it, &running.other_keys()));
             places.unheard = unheard(&report);
+            if !answers {
+                places.unheard.insert(OWN_SILENT.to_owned());
+            }
             let strangers = strangers(config, &heard, &report);
             found.extend(of_report(config, &known, &heard, report));
             found.extend(unasked(&known, &heard, &strangers, own));

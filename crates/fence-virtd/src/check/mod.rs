@@ -77,17 +77,17 @@ fn all(file: &Path) -> Vec<Finding> {
         found.push(files::metrics(it));
     }
     #[cfg(feature = "libvirt")]
-    let (own, is_whole) = {
+    let (own, is_whole, answers) = {
         let seen = hypervisors::all(&config);
         let is_whole = seen.is_whole && !has_other_domains(&config);
         found.extend(seen.found);
-        (seen.own, is_whole)
+        (seen.own, is_whole, seen.is_whole)
     };
     #[cfg(not(feature = "libvirt"))]
-    let (own, is_whole) = (Vec::new(), false);
+    let (own, is_whole, answers) = (Vec::new(), false, true);
     found.extend(groups::all(&config, is_whole.then_some(&own[..])));
     found.extend(down_command::all(&config));
-    found.extend(hosts::all(&config, state.as_deref(), &running, &own));
+    found.extend(hosts::all(&config, state.as_deref(), &running, (&own, answers)));
     #[cfg(feature = "cpg")]
     found.extend(cluster::all(&config, state.as_deref()));
     found.extend(agents::all(&config));
