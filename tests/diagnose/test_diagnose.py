@@ -520,7 +520,7 @@ SEVERAL_HOSTS = "## Several hosts: the cpg backend"
 def daemon_words():
     """All texts of the programs, each in one line."""
     sources = programs.REPOSITORY.glob("crates/fence-*/src/**/*.rs")
-    return re.sub(r"\\?\s+", " ", " ".join(it.read_text() for it in sources)).replace('\\"', '"')
+    return re.sub(r"(\s|\\\n)+", " ", " ".join(it.read_text() for it in sources)).replace('\\"', '"')
 
 
 def searched_for(text):

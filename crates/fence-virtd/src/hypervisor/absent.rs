@@ -9,6 +9,9 @@ use std::sync::Arc;
 use fence_core::domain::DomainId;
 use fence_core::evidence::Sight;
 
+/// Beginning of the reason of a call for which no time was left.
+pub(crate) const NO_TIME_LEFT: &str = "no time was left to ask";
+
 /// Hypervisors of a build without libvirt: none.
 #[derive(Clone, Default)]
 pub(crate) struct Hypervisors {}
