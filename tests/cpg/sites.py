@@ -3,8 +3,11 @@
 
 import subprocess
 
-from lab.hypervisor import Hypervisor
-from lab import rig
+from lab import judged, rig
+from lab.hypervisor import Hypervisor, until
+
+#: Seconds for a process to end.
+PATIENCE = 60
 
 
 class Site(rig.Site):
@@ -30,6 +33,17 @@ class Site(rig.Site):
     def close(self):
         """Ends the hypervisor."""
         self.hypervisor.stop()
+
+
+def gone(sites, domain, what, logs):
+    """Success was told of an off: no site has the domain running, and none has a process of it in the end. At the target of a
+    migration one may be there for a moment more, which waits for the memory that will not come."""
+    def has_ended():
+        running = [site.host.name for site in sites if site.state(domain.name) == "running"]
+        if running:
+            raise judged.UntrueAnswer(f"{what}: off, and it runs at {running}\n{logs()}")
+        return not any(domain.uuid in site.hypervisor.processes() for site in sites)
+    until(has_ended, PATIENCE, f"{what}: its processes have ended")
 
 
 def serve(hosts, sites, **options):

@@ -149,6 +149,7 @@ fn inside_a_full_run() {
     let lab = AgentLab::new(23_480);
     let agent = lab.agent_with_full_run(&["-o", "off", "-n", "vm1", "-t", "30"]);
     let request = lab.receive_request();
+    assert_eq!(port(&request), lab.port, "a firewall lets no other one in");
     call_back(&lab, HostKind::Named, &request).unwrap().write_all(&[0]).unwrap();
     let done = finish(agent);
     assert_eq!(done.status.code(), Some(0), "{done:?}");
