@@ -66,7 +66,7 @@ pub enum StatusReading {
     Unusable,
     /// The device did not answer in its time.
     Silent,
-    /// The device was not asked, because too many agents run.
+    /// The device was not asked, because too many agents run, or this host could start no program.
     NotAsked,
 }
 

@@ -36,8 +36,8 @@ const REST: Duration = Duration::from_secs(1);
 const CHUNK: usize = 1 << 16;
 /// Pause after each chunk of discarded output: a program that floods us slows down itself alone.
 const FLOOD_PAUSE: Duration = Duration::from_millis(1);
-/// Pause before a program whose file is being written is started again.
-const BEING_WRITTEN: Duration = Duration::from_millis(20);
+/// Pause before a program that could not be started for a reason that passes is started again.
+const START_PAUSE: Duration = Duration::from_millis(20);
 
 /// Result of a program that ended by itself.
 #[derive(Debug)]
@@ -55,6 +55,9 @@ pub(crate) struct ProcessOutput {
 pub(crate) enum ProcessError {
     #[error("can't be started: {0}")]
     Start(#[source] io::Error),
+    /// This host can't start any program now, or not this one: that says nothing of the program.
+    #[error("can't be started now: {0}")]
+    NoRoom(#[source] io::Error),
     #[error("{0}")]
     Wait(#[source] io::Error),
     #[error("did not end in time, and was killed")]
@@ -108,6 +111,8 @@ pub(crate) enum ProcessEnd {
     Signal(i32),
     /// The program was killed, because it had not ended in time.
     TooLong,
+    /// The program was killed, because nobody could see how it goes on.
+    Unseen,
 }
 
 /// Head of a program's output. It may hold secrets, so it is never shown.
@@ -130,25 +135,24 @@ impl fmt::Debug for OutputHead {
 /// are dead. They are killed as well when the future is dropped.
 ///
 /// # Errors
-/// The program could not be started or waited for.
+/// The program could not be started.
 pub(crate) async fn run_contained(
     program: &Path,
     input: Zeroizing<Vec<u8>>,
     most: usize,
     until: Instant,
 ) -> Result<ContainedOutput, ProcessError> {
-    let tag = new_tag().map_err(ProcessError::Start)?;
+    let tag = new_tag().map_err(ProcessError::NoRoom)?;
     let child = loop {
         if is_over() {
-            return Err(ProcessError::Start(io::Error::other("the daemon ends")));
+            // Whoever asks again does so slowly.
+            sleep(START_PAUSE).await;
+            return Err(ProcessError::NoRoom(io::Error::other("the daemon ends")));
         }
         let spawned = command(program).env(TAG, &tag).stdin(Stdio::piped()).spawn();
         match spawned {
-            // The program is being installed at this moment; or it was, and a child of ours still has the
-            // file open.
-            Err(error) if error.raw_os_error() == Some(Errno::ETXTBSY as i32) && Instant::now() < until => {
-                sleep(BEING_WRITTEN).await;
-            }
+            Err(error) if is_passing(&error) && Instant::now() < until => sleep(START_PAUSE).await,
+            Err(error) if is_passing(&error) => return Err(ProcessError::NoRoom(error)),
             other => break other.map_err(ProcessError::Start)?,
         }
     };
@@ -156,8 +160,7 @@ pub(crate) async fn run_contained(
     let (mut output, mut complaints) = (OutputHead::new(most), OutputHead::new(most));
     let work = tree.work(Some(input), &mut output, &mut complaints, ExcessPolicy::IsDropped);
     let end = match timeout_at(until.into(), work).await {
-        Ok(ended) => {
-            let (status, writer_left) = ended?;
+        Ok(Ok((status, writer_left))) => {
             if writer_left {
                 tree.kill_group();
             }
@@ -166,10 +169,19 @@ pub(crate) async fn run_contained(
                 None => ProcessEnd::Signal(status.signal().unwrap_or_default()),
             }
         }
+        // It was started, and may have acted.
+        Ok(Err(_)) => ProcessEnd::Unseen,
         Err(_) => ProcessEnd::TooLong,
     };
-    tree.end(end == ProcessEnd::TooLong).await;
+    tree.end(matches!(end, ProcessEnd::TooLong | ProcessEnd::Unseen)).await;
     Ok(ContainedOutput { end, output, complaints })
+}
+
+/// Returns whether a start failed for a reason that passes: no descriptor, process or memory was left; or the
+/// program is being installed at this moment, or was, and a child of ours still has the file open.
+fn is_passing(error: &io::Error) -> bool {
+    let passing = [Errno::ETXTBSY, Errno::EAGAIN, Errno::ENOMEM, Errno::EMFILE, Errno::ENFILE];
+    error.raw_os_error().is_some_and(|it| passing.contains(&Errno::from_raw(it)))
 }
 
 fn command(program: &Path) -> Command {

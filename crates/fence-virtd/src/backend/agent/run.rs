@@ -73,7 +73,8 @@ pub(super) struct FinishedRun {
     pub(super) is_cut: bool,
     /// Last line of the output, secrets masked, escaped.
     pub(super) complaint: String,
-    /// True if the run did not begin because too many agents run.
+    /// True if the run did not begin because too many agents run, or this host could start no program: that
+    /// says nothing of the device.
     pub(super) had_no_slot: bool,
     /// Time for which the run waited for its slot.
     pub(super) waited: Duration,

@@ -436,6 +436,30 @@ async fn a_slow_device_is_heard_before_off_is_said() {
     }
 }
 
+/// A device that this host can't ask now, since nothing can be started or its agent is being installed, says
+/// nothing: another one's "off" is not believed before it was asked.
+#[tokio::test]
+async fn a_device_whose_agent_can_not_be_started_now_is_no_evidence() {
+    let rig = Rig::new()
+        .machine("1", "off")
+        .machine("2", "on")
+        .device("a", "plugs = \"w:1\"; order = \"1\";", &[])
+        .device("b", "plugs = \"w:2\"; order = \"2\";", &[]);
+    let backend = rig.backend();
+    let w = found(&backend, "w").await;
+    let status = backend.status(&w, &lease(PATIENCE)).await;
+    assert_eq!(status.map(|it| it.state()), Ok(PowerState::On));
+    let being_written = std::fs::OpenOptions::new().append(true).open(rig.path("b").join("agent")).unwrap();
+    for seconds in [2, 12] {
+        let short = lease(Duration::from_secs(seconds));
+        let said = tokio::join!(backend.status(&w, &short), backend.off(&w, false, &short));
+        assert!(said.0.is_err() && said.1.is_err(), "{said:?}");
+    }
+    drop(being_written);
+    let down = backend.off(&w, false, &lease(PATIENCE)).await.unwrap();
+    assert_eq!([rig.power("1"), rig.power("2")], ["off", "off"], "{down:?}");
+}
+
 /// A device whose `status` fails is asked again before another one's "off" is believed; one that fails for
 /// all of its time counts as unknown, and is not waited for the next time.
 #[tokio::test]

@@ -19,7 +19,7 @@ use crate::backend::agent::options::{OptionLines, file_of, is_a_word};
 use crate::backend::agent::program::{blocking, find};
 use crate::backend::agent::run::{AgentAction, FinishedRun, PreparedRun, RunContext};
 use crate::backend::agent::secret::{self, SecretMask};
-use crate::process::run::{ProcessEnd, run_contained};
+use crate::process::run::{ProcessEnd, ProcessError, run_contained};
 use crate::request::trail::{AgentRun, AgentRunEnd};
 use crate::util::locks::lock;
 
@@ -66,17 +66,15 @@ impl FenceDevice {
         let result = run_contained(&path, input, keep, context.until).await;
         drop(slot);
         let took = begun.elapsed();
-        let (whole, ended) = match result {
-            Ok(whole) => {
-                let ended = match whole.end {
-                    ProcessEnd::Exit(code) => AgentRunEnd::Exit(code),
-                    ProcessEnd::Signal(number) => AgentRunEnd::Signal(number),
-                    ProcessEnd::TooLong => AgentRunEnd::Killed("did not end in time".to_owned()),
-                };
-                (whole, ended)
+        let whole = match result {
+            Ok(whole) => whole,
+            Err(error) => {
+                let had_no_slot = matches!(error, ProcessError::NoRoom(_));
+                let not_run = self.not_run(action, error.to_string(), fingerprint, context);
+                return FinishedRun { had_no_slot, ..not_run };
             }
-            Err(error) => return self.not_run(action, error.to_string(), fingerprint, context),
         };
+        let ended = ended_as(whole.end);
         match ended {
             // The request's time was nearly up: that says nothing of the device.
             AgentRunEnd::Killed(_) if took < MIN_CONCLUSIVE_RUN => {}
@@ -276,5 +274,14 @@ fn output_limit(action: AgentAction) -> usize {
         MAX_PARSED_OUTPUT
     } else {
         MAX_SHOWN_OUTPUT
+    }
+}
+
+fn ended_as(end: ProcessEnd) -> AgentRunEnd {
+    match end {
+        ProcessEnd::Exit(code) => AgentRunEnd::Exit(code),
+        ProcessEnd::Signal(number) => AgentRunEnd::Signal(number),
+        ProcessEnd::TooLong => AgentRunEnd::Killed("did not end in time".to_owned()),
+        ProcessEnd::Unseen => AgentRunEnd::Killed("its end could not be seen".to_owned()),
     }
 }
