@@ -285,6 +285,9 @@ impl PowerPlan {
     pub fn looked(&mut self, device: usize, heard: StatusReading, began: Instant, now: Instant) {
         let (goal, after) = (self.goal, self.actions);
         let Some(it) = self.devices.get_mut(device) else { return };
+        // It could be run in this request: its program is being replaced, perhaps.
+        let is_replaced = heard == StatusReading::Unusable && it.opposed;
+        let heard = if is_replaced { StatusReading::CantTell } else { heard };
         it.silent = matches!(heard, StatusReading::Silent | StatusReading::NotAsked);
         // A status check that was cut short by the end of the time is no evidence, and takes none back.
         let patience = patience(goal, it.limits);

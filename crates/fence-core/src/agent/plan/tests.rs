@@ -377,6 +377,21 @@ fn a_device_that_told_another_request_the_state_has_all_of_its_time_again() {
     }
 }
 
+/// A program that is not there for a moment takes back nothing that the device said in this request.
+#[test]
+fn a_device_that_said_on_is_heard_out_though_its_agent_is_gone() {
+    for is_on in [false, true] {
+        let (mut plan, begin) = plan(2);
+        plan.stop();
+        if is_on {
+            plan.looked(1, ON, begin, begin);
+        }
+        plan.looked(1, StatusReading::Unusable, begin, begin);
+        plan.looked(0, OFF, begin, begin);
+        assert_eq!(plan.next(begin) == PlanStep::Done, !is_on);
+    }
+}
+
 /// Nobody may act, and the only device fails once.
 #[test]
 fn a_status_is_no_failure_because_one_status_check_failed() {

@@ -28,6 +28,7 @@ use tracing::{debug, warn};
 use zeroize::Zeroizing;
 
 use super::cached::{CachedRun, RunResult};
+use super::not_ready::{NotReady, NotRunCause};
 use super::run::{AgentAction, FinishedRun, PreparedRun, RunContext, StatusReply};
 use super::slots::{RunPurpose, RunSlots};
 use crate::observe::agent_runs::AgentRuns;
@@ -75,7 +76,7 @@ pub(super) struct FenceDevice {
     slots: RunSlots,
     runs: AgentRuns,
     /// Metadata, and the fingerprint of the program that has it.
-    metadata: CachedRun<(u64, Result<Arc<Metadata>, String>)>,
+    metadata: CachedRun<(u64, Result<Arc<Metadata>, NotReady>)>,
     /// Results of `monitor`, by the fingerprint of program and options.
     monitors: Mutex<HashMap<u64, Arc<MonitorRun>>>,
     listing: CachedRun<ListResult>,
@@ -226,14 +227,17 @@ impl FenceDevice {
             AgentRunEnd::Killed(_) => {
                 return StatusReply { reading: StatusReading::Silent, words: done.words() };
             }
-            AgentRunEnd::NotRun(_) if done.had_no_slot => {
-                return StatusReply { reading: StatusReading::NotAsked, words: done.words() };
-            }
             AgentRunEnd::Signal(_) => {
                 return StatusReply { reading: StatusReading::CantTell, words: done.words() };
             }
             AgentRunEnd::NotRun(_) => {
-                return StatusReply { reading: StatusReading::Unusable, words: done.words() };
+                let reading = match done.not_run {
+                    Some(NotRunCause::NoRoom) => StatusReading::NotAsked,
+                    Some(NotRunCause::TooLate) => StatusReading::Silent,
+                    Some(NotRunCause::Failing) => StatusReading::CantTell,
+                    Some(NotRunCause::Unusable) | None => StatusReading::Unusable,
+                };
+                return StatusReply { reading, words: done.words() };
             }
         };
         match power(code) {
@@ -485,15 +489,16 @@ impl FenceDevice {
     }
 
     /// Returns the metadata of the agent; kept as long as the program is the same.
-    pub(super) async fn metadata(&self, context: RunContext<'_>) -> Result<Arc<Metadata>, String> {
+    pub(super) async fn metadata(&self, context: RunContext<'_>) -> Result<Arc<Metadata>, NotReady> {
         let context = context.within(Instant::now() + self.status_timeout);
         let (path, fingerprint) = self.find(context.until).await?;
-        let is_valid = |when: Instant, last: &(u64, Result<Arc<Metadata>, String>)| {
+        let is_valid = |when: Instant, last: &(u64, Result<Arc<Metadata>, NotReady>)| {
             last.0 == fingerprint && (last.1.is_ok() || when.elapsed() < FAILURE_TTL)
         };
         let run = self.run_metadata(path, fingerprint, context);
         let metadata = self.metadata.get(context.until, is_valid, run).await;
-        metadata.ok_or_else(|| "its metadata is not there in time".to_owned())?.1
+        let late = || NotReady::new(NotRunCause::TooLate, "its metadata is not there in time");
+        metadata.ok_or_else(late)?.1
     }
 
     /// Runs `metadata` of the program with this path and fingerprint.
@@ -502,7 +507,7 @@ impl FenceDevice {
         path: PathBuf,
         fingerprint: u64,
         context: RunContext<'_>,
-    ) -> RunResult<(u64, Result<Arc<Metadata>, String>)> {
+    ) -> RunResult<(u64, Result<Arc<Metadata>, NotReady>)> {
         let ready = PreparedRun {
             path,
             input: Zeroizing::new(b"action=metadata\n".to_vec()),
@@ -510,17 +515,33 @@ impl FenceDevice {
             fingerprint,
             program: fingerprint,
         };
+        let began = Instant::now();
         let done = self.run_ready(AgentAction::Metadata, ready, context).await;
+        let failed = |cause| Err::<Metadata, _>(NotReady::new(cause, format!("metadata: {}", done.words())));
         let what = match &done.ended {
             // No time, no place: that says nothing of the agent.
-            AgentRunEnd::NotRun(_) => return RunResult::Discard((fingerprint, Err(done.words()))),
-            AgentRunEnd::Exit(0) if !done.is_cut => {
-                Metadata::parse(&done.output).map_err(|it| it.to_string())
+            AgentRunEnd::NotRun(_) => {
+                let cause = done.not_run.unwrap_or(NotRunCause::Unusable);
+                return RunResult::Discard((fingerprint, Err(NotReady::new(cause, done.words()))));
             }
-            _ => Err(format!("metadata: {}", done.words())),
+            // It had not all of its time.
+            AgentRunEnd::Killed(_) if began.elapsed() + MIN_CONCLUSIVE_RUN < self.status_timeout => {
+                return RunResult::Discard((fingerprint, failed(NotRunCause::TooLate).map(Arc::new)));
+            }
+            AgentRunEnd::Killed(_) => failed(NotRunCause::TooLate),
+            AgentRunEnd::Signal(_) => failed(NotRunCause::Failing),
+            AgentRunEnd::Exit(0) if !done.is_cut => {
+                Metadata::parse(&done.output).map_err(|it| it.to_string().into())
+            }
+            AgentRunEnd::Exit(_) => failed(NotRunCause::Unusable),
         };
         if let Err(why) = &what {
-            warn!(device = self.name, agent = self.agent, "the agent says nothing of its options: {why}");
+            warn!(
+                device = self.name,
+                agent = self.agent,
+                "the agent says nothing of its options: {}",
+                why.why
+            );
         }
         // An agent of somebody's own need not have any: then it is told the plug by every name.
         let what = what.or_else(|why| {

@@ -134,6 +134,7 @@ async fn look(device: &FenceDevice, settings: &AgentDevice) -> DeviceExamination
             list = Some(listed.map(|it| ListSummary::of(&it, settings)));
         }
     }
+    let (program, about) = (program.map_err(String::from), about.map_err(String::from));
     DeviceExamination { program, about, open_secrets, secret_files, monitor, list }
 }
 

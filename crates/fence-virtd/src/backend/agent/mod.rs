@@ -12,6 +12,7 @@ mod course;
 mod device;
 pub(crate) mod examine;
 mod list;
+mod not_ready;
 mod options;
 mod program;
 mod route;

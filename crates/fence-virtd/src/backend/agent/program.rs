@@ -11,19 +11,21 @@ use fence_config::AgentProgram;
 use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
 
+use super::not_ready::{NotReady, NotRunCause};
 use super::secret;
 
 /// Directories in which agents are found by their names.
 pub(crate) const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/local/sbin", "/usr/bin", "/usr/local/bin"];
 
 /// Returns the path of the program, and its fingerprint.
-pub(super) fn find(program: &AgentProgram) -> Result<(PathBuf, u64), String> {
+pub(super) fn find(program: &AgentProgram) -> Result<(PathBuf, u64), NotReady> {
     match program {
         AgentProgram::At(path) => about(path).map(|it| (path.clone(), it)),
         AgentProgram::Named(name) => {
             let places = DIRECTORIES.iter().map(|it| Path::new(it).join(name));
             let Some(path) = places.into_iter().find(|it| it.exists()) else {
-                return Err(format!("no {name} in {}: install it, or give its path", DIRECTORIES.join(", ")));
+                let places = DIRECTORIES.join(", ");
+                return Err(format!("no {name} in {places}: install it, or give its path").into());
             };
             about(&path).map(|it| (path, it))
         }
@@ -31,17 +33,18 @@ pub(super) fn find(program: &AgentProgram) -> Result<(PathBuf, u64), String> {
 }
 
 /// Returns the fingerprint of a program; an error if it may not be run.
-fn about(path: &Path) -> Result<u64, String> {
+fn about(path: &Path) -> Result<u64, NotReady> {
     let shown = path.display();
-    let about = std::fs::metadata(path).map_err(|it| format!("can't look at {shown}: {it}"))?;
+    let about = std::fs::metadata(path)
+        .map_err(|it| NotReady::of_file(&it, format!("can't look at {shown}: {it}")))?;
     if !about.is_file() || about.mode() & 0o111 == 0 {
-        return Err(format!("{shown} is no program"));
+        return Err(format!("{shown} is no program").into());
     }
     if !secret::is_ours(&about) {
-        return Err(format!("{shown} belongs to user {}: chown it to root", about.uid()));
+        return Err(format!("{shown} belongs to user {}: chown it to root", about.uid()).into());
     }
     if about.mode() & 0o022 != 0 {
-        return Err(format!("others can write {shown}: chmod go-w it"));
+        return Err(format!("others can write {shown}: chmod go-w it").into());
     }
     let mut fingerprint = DefaultHasher::new();
     (
@@ -63,7 +66,7 @@ pub(super) async fn blocking<T: Send + 'static>(
     files: &Arc<Semaphore>,
     until: Instant,
     work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, String> {
+) -> Result<T, NotReady> {
     let looks = async {
         // A look that hangs keeps its thread: no more of them than this.
         let permit = Arc::clone(files).acquire_owned().await.ok()?;
@@ -72,7 +75,7 @@ pub(super) async fn blocking<T: Send + 'static>(
     };
     match timeout_at(until.into(), looks).await {
         Ok(Some(it)) => Ok(it),
-        Ok(None) => Err("the daemon ends".to_owned()),
-        Err(_) => Err("files can't be read in time".to_owned()),
+        Ok(None) => Err(NotReady::new(NotRunCause::NoRoom, "the daemon ends")),
+        Err(_) => Err(NotReady::new(NotRunCause::TooLate, "files can't be read in time")),
     }
 }

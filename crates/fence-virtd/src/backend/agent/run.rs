@@ -9,6 +9,7 @@ use fence_core::domain::PowerAction;
 use fence_wire::Action;
 use zeroize::Zeroizing;
 
+use super::not_ready::NotRunCause;
 use super::secret::SecretMask;
 use super::slots::RunPurpose;
 use crate::request::lease::Lease;
@@ -73,9 +74,8 @@ pub(super) struct FinishedRun {
     pub(super) is_cut: bool,
     /// Last line of the output, secrets masked, escaped.
     pub(super) complaint: String,
-    /// True if the run did not begin because too many agents run, or this host could start no program: that
-    /// says nothing of the device.
-    pub(super) had_no_slot: bool,
+    /// Cause for a run that did not begin; none for one that did.
+    pub(super) not_run: Option<NotRunCause>,
     /// Time for which the run waited for its slot.
     pub(super) waited: Duration,
     /// True if the agent wrote to standard error.

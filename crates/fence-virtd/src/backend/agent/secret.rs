@@ -10,6 +10,8 @@ use nix::fcntl::OFlag;
 use nix::unistd::Uid;
 use zeroize::Zeroizing;
 
+use super::not_ready::NotReady;
+
 /// Bytes of a secret, at most.
 const LONGEST: u64 = 4096;
 /// A secret that is shorter than this can't be told from other text.
@@ -36,6 +38,17 @@ pub(super) enum SecretError {
     Empty(PathBuf),
     #[error("the first line of {} is longer than {LONGEST} bytes, or no text", .0.display())]
     NoText(PathBuf),
+}
+
+impl SecretError {
+    /// Returns why a run can't begin.
+    pub(super) fn not_ready(self) -> NotReady {
+        let why = self.to_string();
+        match self {
+            Self::Read(_, error) => NotReady::of_file(&error, why),
+            _ => why.into(),
+        }
+    }
 }
 
 /// The first line of a file that only its owner can read: root, or the user that the daemon runs as. Blocks.

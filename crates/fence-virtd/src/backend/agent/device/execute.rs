@@ -15,10 +15,11 @@ use tracing::debug;
 use zeroize::Zeroizing;
 
 use super::{FenceDevice, MIN_CONCLUSIVE_RUN};
+use crate::backend::agent::not_ready::{NotReady, NotRunCause};
 use crate::backend::agent::options::{OptionLines, file_of, is_a_word};
 use crate::backend::agent::program::{blocking, find};
 use crate::backend::agent::run::{AgentAction, FinishedRun, PreparedRun, RunContext};
-use crate::backend::agent::secret::{self, SecretMask};
+use crate::backend::agent::secret::{self, SecretError, SecretMask};
 use crate::process::run::{ProcessEnd, ProcessError, run_contained};
 use crate::request::trail::{AgentRun, AgentRunEnd};
 use crate::util::locks::lock;
@@ -50,15 +51,14 @@ impl FenceDevice {
         let queued = Instant::now();
         let place = self.slots.take(self.place, context.purpose, self.timed_out_recently());
         let Ok(Some(slot)) = timeout_at(context.until.into(), place).await else {
-            let why = "agent limit reached (max_running)".to_owned();
-            let not_run = self.not_run(action, why, fingerprint, context);
-            return FinishedRun { had_no_slot: true, ..not_run };
+            let why = NotReady::new(NotRunCause::NoRoom, "agent limit reached (max_running)");
+            return self.not_run(action, why, fingerprint, context);
         };
         // The place may have come late: nothing is begun for who does not wait any more.
         if matches!(action, AgentAction::Power(action) if action != PowerAction::Status)
             && let Some(why) = context.lease.map_or(Some(ActionError::Gone), |it| it.check().err())
         {
-            return self.not_run(action, why.to_string(), fingerprint, context);
+            return self.not_run(action, why.to_string().into(), fingerprint, context);
         }
         let begun = Instant::now();
         let waited = begun.saturating_duration_since(queued);
@@ -69,9 +69,9 @@ impl FenceDevice {
         let whole = match result {
             Ok(whole) => whole,
             Err(error) => {
-                let had_no_slot = matches!(error, ProcessError::NoRoom(_));
-                let not_run = self.not_run(action, error.to_string(), fingerprint, context);
-                return FinishedRun { had_no_slot, ..not_run };
+                let is_passing = matches!(error, ProcessError::NoRoom(_));
+                let cause = if is_passing { NotRunCause::NoRoom } else { NotRunCause::Unusable };
+                return self.not_run(action, NotReady::new(cause, error.to_string()), fingerprint, context);
             }
         };
         let ended = ended_as(whole.end);
@@ -109,7 +109,7 @@ impl FenceDevice {
             is_cut: whole.output.is_cut,
             complaint,
             complained,
-            had_no_slot: false,
+            not_run: None,
             waited,
             fingerprint,
             program,
@@ -119,7 +119,7 @@ impl FenceDevice {
     fn not_run(
         &self,
         action: AgentAction,
-        why: String,
+        NotReady { cause, why }: NotReady,
         fingerprint: u64,
         context: RunContext<'_>,
     ) -> FinishedRun {
@@ -131,7 +131,7 @@ impl FenceDevice {
             is_cut: false,
             complaint: String::new(),
             complained: false,
-            had_no_slot: false,
+            not_run: Some(cause),
             waited: Duration::ZERO,
             fingerprint,
             program: 0,
@@ -160,24 +160,26 @@ impl FenceDevice {
         action: AgentAction,
         plug: Option<&str>,
         context: RunContext<'_>,
-    ) -> Result<PreparedRun, String> {
+    ) -> Result<PreparedRun, NotReady> {
         let metadata = self.metadata(context).await?;
         if self.is_on("missing_as_off") {
             // What is not there would be "off already": a slip of the pen, or a machine that moved away.
-            return Err(
-                "missing_as_off makes every plug that it does not know \"off\": take it out".to_owned()
-            );
+            return Err("missing_as_off makes every plug that it does not know \"off\": take it out"
+                .to_owned()
+                .into());
         }
         if let Some(option) = self.stray_secret(&metadata) {
             return Err(format!(
                 "its agent has no option {option}, and would write its value into the system's log"
-            ));
+            )
+            .into());
         }
         if !self.takes_plug(&metadata) && self.serves_several {
             return Err(
                 "its agent takes no plug, so all its domains would be one machine: name plug_option, \
                         or give each domain a device"
-                    .to_owned(),
+                    .to_owned()
+                    .into(),
             );
         }
         let (path, program) = self.find(context.until).await?;
@@ -186,10 +188,10 @@ impl FenceDevice {
         let secrets = blocking(&self.files, context.until, move || {
             files
                 .into_iter()
-                .map(|(name, path)| Ok((name, secret::read(&path).map_err(|it| it.to_string())?)))
+                .map(|(name, path)| Ok((name, secret::read(&path).map_err(SecretError::not_ready)?)))
                 .collect()
         });
-        let secrets: Result<Vec<(String, Zeroizing<String>)>, String> = secrets.await?;
+        let secrets: Result<Vec<(String, Zeroizing<String>)>, NotReady> = secrets.await?;
         let secrets = secrets?;
         let plain = self.options.iter().filter(|it| file_of(it, &metadata).is_none());
         let plain = plain.map(|(name, value)| (name.as_str(), value.as_str()));
@@ -213,7 +215,7 @@ impl FenceDevice {
                 None => metadata.plug_options(|it| self.is_on(it)),
             };
             if !quotes && plug.trim() != plug {
-                return Err("its plug begins or ends with a blank, which agents don't see".to_owned());
+                return Err("its plug begins or ends with a blank, which agents don't see".to_owned().into());
             }
             for option in options {
                 lines.add(option, plug)?;
@@ -252,7 +254,7 @@ impl FenceDevice {
     }
 
     /// Returns the path of the program, and its fingerprint.
-    pub(super) async fn find(&self, until: Instant) -> Result<(PathBuf, u64), String> {
+    pub(super) async fn find(&self, until: Instant) -> Result<(PathBuf, u64), NotReady> {
         let program = self.program.clone();
         blocking(&self.files, until, move || find(&program)).await?
     }
