@@ -284,6 +284,6 @@ fn ended_as(end: ProcessEnd) -> AgentRunEnd {
         ProcessEnd::Exit(code) => AgentRunEnd::Exit(code),
         ProcessEnd::Signal(number) => AgentRunEnd::Signal(number),
         ProcessEnd::TooLong => AgentRunEnd::Killed("did not end in time".to_owned()),
-        ProcessEnd::Unseen => AgentRunEnd::Killed("its end could not be seen".to_owned()),
+        ProcessEnd::Unseen => AgentRunEnd::Killed("how the agent ended could not be seen".to_owned()),
     }
 }
