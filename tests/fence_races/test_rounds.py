@@ -4,13 +4,12 @@
 import collections
 import contextlib
 import os
-import re
 import statistics
 
 import pytest
 
 from lab import net
-from lab.rig import OK, SIDE, Gun
+from lab.rig import OK, SIDE, Gun, without_what_came_first
 
 #: Rounds for each way of asking. 200 is the long run.
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
@@ -62,9 +61,7 @@ def test_of_two_that_shoot_each_other_one_stays_up(site, start_host, machines, a
                 continue
             assert len(records) == 2, records
             ran = [it for it in records if it["decision"] == "run"]
-            # Without what the request waited for.
-            reasons.update(re.sub(r": off of [0-9a-f-]{36} \(request \d+\) comes first$", "", it["reason"])
-                           for it in records if it["decision"] != "run")
+            reasons.update(without_what_came_first(it["reason"]) for it in records if it["decision"] != "run")
             gaps.append(abs(host.arrival(records[0]) - host.arrival(records[1])))
         else:
             records, ran = [], []

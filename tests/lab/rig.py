@@ -15,6 +15,7 @@ import contextlib
 import datetime
 import os
 import pathlib
+import re
 import select
 import signal
 import socket
@@ -383,3 +384,8 @@ def starts(hypervisor, domain):
     """How often QEMU was started for a domain since it was defined, by QEMU's own log."""
     log = pathlib.Path(f"/proc/{hypervisor._init}/root/var/log/libvirt/qemu/{domain.name}.log")
     return log.read_text().count(": starting up")
+
+
+def without_what_came_first(reason):
+    """The reason of a request that had no turn, as it is whatever it waited for."""
+    return re.sub(r": off of [0-9a-f-]{36} \(request \d+\) comes first$", "", reason)

@@ -275,7 +275,7 @@ impl Service {
         resolved: &ResolvedTarget,
         lease: &Lease,
     ) -> Grant<RunPermit> {
-        let work = arbitrated_action(job.action, resolved);
+        let work = arbitrated_action(job, resolved);
         let request = arbiter_request(job, work, resolved, lease.until());
         let mut queued = match self.grants.submit(request.clone()) {
             Ok(queued) => queued,
@@ -309,9 +309,12 @@ impl Service {
 
     /// Returns the reason of a request that did not run, with what it waited for on this host.
     fn not_run(&self, why: Rejection, job: &RequestJob, resolved: &ResolvedTarget) -> String {
-        let work = arbitrated_action(job.action, resolved);
+        if !why.is_without_turn() {
+            return why.to_string();
+        }
+        let work = arbitrated_action(job, resolved);
         let request = arbiter_request(job, work, resolved, job.deadline());
-        match self.grants.holds_up_now(&request).filter(|_| why.is_without_turn()) {
+        match self.grants.holds_up_now(&request) {
             Some(first) => format!("{why}: {first}"),
             None => why.to_string(),
         }
@@ -552,9 +555,9 @@ async fn until_abandoned(lease: &Lease) -> Rejection {
 }
 
 /// Returns the action to ask the arbiter for. A request that is refused already only looks.
-fn arbitrated_action(action: Action, resolved: &ResolvedTarget) -> ArbitratedAction {
+fn arbitrated_action(job: &RequestJob, resolved: &ResolvedTarget) -> ArbitratedAction {
     let ResolvedTarget::Run(Some(located)) = resolved else { return ArbitratedAction::Look };
-    let Some(action) = PowerAction::of_request(action) else { return ArbitratedAction::Look };
+    let Some(action) = PowerAction::of_request(job.action) else { return ArbitratedAction::Look };
     ArbitratedAction::of(action, located.domain().uuid.to_string())
 }
 
