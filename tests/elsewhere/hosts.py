@@ -148,14 +148,19 @@ class Host:
     def run(self, *args):
         """Our fence_virtd where the daemon is, with its configuration, to its end: `--status`, `--check`, …"""
         argv = [programs.program("ours", "fence_virtd"), *args, "-f", self._config]
-        env = {**os.environ, "STATE_DIRECTORY": f"{self._config}.state"}
+        env = {**os.environ, "STATE_DIRECTORY": str(self.state_directory)}
         ran = self._at.popen(argv, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         out, err = ran.communicate()
         return subprocess.CompletedProcess(argv, ran.returncode, out, err)
 
+    @property
+    def state_directory(self):
+        """Where its daemon remembers."""
+        return pathlib.Path(f"{self._config}.state")
+
     def remembers(self, other):
         """Whether this daemon has another host in its memory."""
-        path = pathlib.Path(f"{self._config}.state/hosts")
+        path = self.state_directory / "hosts"
         return path.exists() and other.node.ip in re.split(r"[\s,]", path.read_text())
 
     def records(self):

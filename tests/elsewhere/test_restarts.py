@@ -422,3 +422,41 @@ def test_a_start_of_an_earlier_daemon_waits_in_libvirt(pair, note, number, runs)
         tally.add(answer, answer.lie_afterwards())
         tally.none(pair.logs())
         assert answer.rc == OFF and pair.where("x") == [], pair.logs()
+
+
+@pytest.fixture
+def fill(hosts):
+    """h1 alone; what it remembers is on a disk of its own. Yields what fills that disk."""
+    here = hosts.h1
+    hosts.serve("h1", virtd={"peers": "none"})
+    here.stop_serving()
+    directory = here.state_directory
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k,mode=0700", "tmpfs", directory], check=True)
+    here.serve_again()
+
+    def to_the_brim():
+        with open(directory / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(b"-" * 512)
+
+    yield to_the_brim
+    here.stop_serving(signal.SIGKILL)
+    subprocess.run(["umount", directory], check=True)
+
+
+def test_a_start_that_waits_is_known_though_the_disk_has_filled_up(hosts, fill):
+    """Room for it is kept. The next daemon waits for the start of the killed one, and calls the machine off after it alone."""
+    here = hosts.h1
+    here.has("x")
+    fill()
+    with a_save_that_stands_still(here) as go_on:
+        a_start_that_waits(hosts, here).process.kill()
+        here.stop_serving(signal.SIGKILL)
+        here.serve_again()
+        asked = hosts.agent("off", "x", timeout=60)
+        assert hosts.ask("status", "x").rc == FAILED, hosts.logs()
+        assert asked.process.poll() is None, f"it waits\n{hosts.logs()}"
+        go_on()
+        assert asked.finish(90).rc == OK, hosts.logs()
+        answer = hosts.ask("status", "x")
+        assert answer.rc == OFF and hosts.where("x") == [], hosts.logs()

@@ -4,9 +4,10 @@
 //! Owns the files, the lock on the first, and the thread that writes. Files have mode 0600. XML may hold
 //! passwords: its file is removed as soon as the intent has ended, and at the start when nobody owes it.
 //!
-//! A disk that is full takes no new line, so the file may say of a start that it is owed when it was made, or
-//! when somebody has asked for off since. Then the last line is damaged in its place, which needs no room:
-//! no start is believed that was owed before a damaged line.
+//! Room for lines to come is kept on the disk behind the end of the file, so that a disk which fills up later
+//! does not end this memory. A disk that is full all the same takes no new line, so the file may say of a
+//! start that it is owed when it was made, or when somebody has asked for off since. Then the last line is
+//! damaged in its place, which needs no room: no start is believed that was owed before a damaged line.
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -20,7 +21,7 @@ use std::time::Duration;
 use fence_core::intent::{
     IntentEvent, IntentFile, IntentRemainder, IntentTable, StartOwed, UnfinishedIntent,
 };
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::fcntl::{FallocateFlags, Flock, FlockArg, OFlag, fallocate};
 use zeroize::Zeroizing;
 
 /// Time to open and read the files at the start.
@@ -29,6 +30,8 @@ const OPEN_LIMIT: Duration = Duration::from_secs(5);
 const EMPTY_FROM: u64 = 64 * 1024;
 /// Bytes of the file above which nothing more is written.
 const LONGEST: u64 = 4 * 1024 * 1024;
+/// Bytes for which room is kept behind the end of the file, at least half of them at any time.
+const KEPT_ROOM: u64 = 2 * EMPTY_FROM;
 const NAME: &str = "intents";
 /// Byte that no line has before its end.
 const DAMAGE: &[u8] = b"!";
@@ -76,6 +79,8 @@ struct IntentWriter {
     within: File,
     /// Bytes of the file above which nothing more is written.
     longest: u64,
+    /// Bytes of the file for which there is room on the disk, whoever fills it; 0 where that is not known.
+    kept: u64,
     /// Intents that are not over.
     open: IntentTable,
     /// Intents with a file of XML.
@@ -134,11 +139,13 @@ impl IntentWriter {
         let (has_damage, hides_order) = (contents.damaged > 0, contents.hides_order);
         let within =
             OpenOptions::new().read(true).write(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(path)?;
+        let (longest, kept) = (LONGEST, 0);
         let mut writer =
-            Self { directory, file, within, longest: LONGEST, open, with_xml, has_damage, hides_order };
+            Self { directory, file, within, longest, kept, open, with_xml, has_damage, hides_order };
         if writer.is_over(0) {
             writer.empty()?;
         }
+        writer.keep_room(writer.file.metadata()?.len());
         writer.remove_stale_xml()?;
         Ok((writer, contents))
     }
@@ -203,23 +210,43 @@ impl IntentWriter {
     fn empty(&mut self) -> io::Result<()> {
         self.file.set_len(0)?;
         (self.has_damage, self.hides_order) = (false, false);
+        // The kernel gives back what is kept behind a file that is cut.
+        self.kept = 0;
+        self.keep_room(0);
         Ok(())
     }
 
-    fn append(&self, event: &IntentEvent, length: u64) -> io::Result<()> {
+    /// Keeps room for lines to come. Where the file system has no such call, or no room, the daemon goes on
+    /// without it: a line that then finds no room is told.
+    fn keep_room(&mut self, length: u64) {
+        if length + EMPTY_FROM <= self.kept {
+            return;
+        }
+        let wanted = length + KEPT_ROOM;
+        let bytes = wanted.try_into().unwrap_or(i64::MAX);
+        if fallocate(&*self.file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, bytes).is_ok() {
+            self.kept = wanted;
+        }
+    }
+
+    fn append(&mut self, event: &IntentEvent, length: u64) -> io::Result<()> {
         if length >= self.longest {
             return Err(io::Error::other("the file of intents is full"));
         }
-        (&*self.file).write_all(event.line().as_bytes()).or_else(|error| {
+        let line = event.line();
+        (&*self.file).write_all(line.as_bytes()).or_else(|error| {
             // Half a line would damage the next one.
             self.file.set_len(length)?;
+            self.kept = 0;
             Err(error)
-        })
+        })?;
+        self.keep_room(length + line.len() as u64);
+        Ok(())
     }
 
     /// Makes the file owe no start, after an event that it could not take: it may have been the end of one
     /// that is owed, or a later request for its domain.
-    fn disown(&self, event: &IntentEvent) -> io::Result<()> {
+    fn disown(&mut self, event: &IntentEvent) -> io::Result<()> {
         match event {
             // Without these the next daemon waits for longer, and that is all.
             IntentEvent::Expires { .. } | IntentEvent::Settled { .. } | IntentEvent::Cleared {} => {
@@ -232,7 +259,7 @@ impl IntentWriter {
             | IntentEvent::Ordered { .. } => {}
         }
         if self.open.is_empty() {
-            return self.file.set_len(0);
+            return self.empty();
         }
         // The end of the last line stays: what is written next begins a line.
         let Some(last) = self.file.metadata()?.len().checked_sub(2) else { return Ok(()) };
