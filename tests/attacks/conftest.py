@@ -102,8 +102,7 @@ def scene(stage, outputs, request, monkeypatch):
         return started[-1]
 
     monkeypatch.setattr(stage, "host", start)
-    # What floods of earlier tests left must not fill it.
-    stage.wiretap.requests.clear()
+    stage.wiretap.begin()
     yield stage
     stage.owner = owner
     for it in started:

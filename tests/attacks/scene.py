@@ -206,6 +206,12 @@ class Wiretap:
         self._thread.join(5)
         self._socket.close()
 
+    def begin(self):
+        """A new test: what floods of earlier ones left must not fill it."""
+        assert self._thread.is_alive(), "the recording has ended: its thread died"
+        self.requests.clear()
+        self._secrets.begin()
+
     def captured(self, transport, since=0, timeout=PATIENCE):
         """The first request on that transport after number `since`, as soon as there is one."""
         def there():

@@ -14,7 +14,7 @@ import pytest
 
 from lab import net, wire
 
-from .leaks import Secrets
+from .leaks import MAX_HEARD, Secrets
 from .scene import OURS, REFERENCE, SIDE
 
 KEY = bytes((i * 197 + 91) % 256 for i in range(512))
@@ -77,6 +77,21 @@ def test_hashes_that_go_over_the_wire_are_known():
     it.heard(sealed)
     mac = wire.keyed_digest(wire.HMAC_SHA256, KEY, b"fence_virt request\0" + sealed[:112] + bytes(64))
     assert it.find(mac[:32].hex().encode())
+
+
+def test_a_flood_in_one_test_leaves_the_next_not_deaf():
+    """Otherwise what is printed in it would be searched for the keys alone, and nothing would be found."""
+    it = Secrets()
+    it.add_key(KEY)
+    for number in range(MAX_HEARD):
+        it.heard(number.to_bytes(64, "big"))
+    packet = wire.Request(wire.OFF, "vm1").build(b"another key")
+    expected = wire.digest(wire.SHA256, KEY, packet[:112] + bytes(64)).hex().encode()
+    it.heard(packet)
+    assert not it.find(expected)
+    it.begin()
+    it.heard(packet)
+    assert it.find(expected) and it.find(KEY[:16])
 
 
 def test_the_command_finds_a_leak_in_a_file(tmp_path):

@@ -96,6 +96,14 @@ class Hypervisor:
         os.kill(self.libvirtd_pid(), signal.SIGKILL)
         self._wait_gone()
 
+    def _has_ended(self):
+        """Whether libvirtd has ended; its nsenter, which waits for it, may not have seen that yet."""
+        found = children(self._libvirtd.pid)
+        try:
+            return not found or Process(found[0]).ended()
+        except ProcessLookupError:
+            return True
+
     def _wait_gone(self):
         """A stopped nsenter (it stops with its child) would not see that its child has gone, and it may stop late."""
         while True:
@@ -124,8 +132,9 @@ class Hypervisor:
 
     def recover(self):
         """libvirtd answers afterwards, whatever was done to it. Costs next to nothing when nothing was."""
-        if self._libvirtd is None or self._libvirtd.poll() is not None:
-            self._libvirtd = None
+        if self._libvirtd and self._has_ended():
+            self._wait_gone()
+        if self._libvirtd is None:
             self.start()
         elif process.is_frozen(self.libvirtd_pid()):
             self.thaw()
