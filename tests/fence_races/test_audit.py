@@ -205,7 +205,7 @@ def test_who_may_read_the_file_and_where_it_goes_on(site, host, victim):
 
 def test_a_file_that_hangs_holds_up_nobody(start_host, victim, tmp_path):
     """A pipe that is full and that nobody reads, in place of a disk that hangs: fencing goes on, SIGHUP or not, and no
-    record is lost or out of order once it is read."""
+    record is lost, twice or far out of order once it is read."""
     pipe = tmp_path / "host0" / "audit"
     pipe.parent.mkdir()
     os.mkfifo(pipe)
@@ -232,7 +232,10 @@ def test_a_file_that_hangs_holds_up_nobody(start_host, victim, tmp_path):
         return text.count(b"\n") >= count
 
     wait_until(read)
-    assert [well_formed(json.loads(line))["id"] for line in text[full:].splitlines()] == list(range(1, count + 1))
+    ids = [well_formed(json.loads(line))["id"] for line in text[full:].splitlines()]
+    assert sorted(ids) == list(range(1, count + 1))
+    # A record is handed over once its client has the answer: that of the next request may be a moment earlier.
+    assert all(abs(number - place) <= 2 for place, number in enumerate(ids, 1)), ids
     host.daemon.wait_log("audit file opened anew")
     os.close(reader)
 

@@ -28,6 +28,8 @@ pub const MESSAGE_LIMIT: usize = 512 * 1024;
 pub const INVENTORY_PART: usize = 256;
 /// Length in bytes to which a reason is cut before it is sent.
 const REASON_LIMIT: usize = 512;
+/// End of a reason that was cut.
+const CUT: &str = " [...]";
 /// Maximum length of a UUID, or of the identifier of a domain that has none.
 const ID_LIMIT: usize = 128;
 /// Maximum length of the name of a domain or a peer.
@@ -684,9 +686,12 @@ impl ClaimMessage {
     }
 }
 
-/// Cuts a reason to the length that fits.
+/// Cuts a reason to the length that fits, and shows that it is cut.
 pub fn cut(reason: &str) -> String {
-    reason[..reason.floor_char_boundary(REASON_LIMIT)].to_owned()
+    if reason.len() <= REASON_LIMIT {
+        return reason.to_owned();
+    }
+    format!("{}{CUT}", &reason[..reason.floor_char_boundary(REASON_LIMIT - CUT.len())])
 }
 
 fn text<'de, const LIMIT: usize, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {

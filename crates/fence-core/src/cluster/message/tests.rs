@@ -400,3 +400,13 @@ fn inventories_come_in_parts() {
     let none = HostMessage::Inventory { first: true, last: true, domains: Vec::new() };
     assert_eq!(HostMessage::inventory(&[]), [none]);
 }
+
+/// Whoever reads half a step must see that there was more.
+#[test]
+fn a_reason_that_is_cut_shows_it() {
+    assert_eq!(cut(&"a".repeat(REASON_LIMIT)), "a".repeat(REASON_LIMIT));
+    for long in ["a".repeat(REASON_LIMIT + 1), "\u{e4}".repeat(REASON_LIMIT)] {
+        let it = cut(&long);
+        assert!(it.len() <= REASON_LIMIT && it.len() > REASON_LIMIT - 8 && it.ends_with("[...]"), "{it}");
+    }
+}
