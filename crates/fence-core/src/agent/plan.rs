@@ -13,7 +13,8 @@
 //!   silent for all of it is skipped.
 //! - "On already" means that nothing will be done, so all devices are asked. A wrong "on" harms nobody, so
 //!   those that are silent for [`WITNESS_TIMEOUT`] are skipped.
-//! - A silence that is shorter than that is no evidence.
+//! - A silence that is shorter than that is no evidence. Nor is it that a device's agent can't be run here, until
+//!   that lasted as long.
 //! - A device that can't tell the state may start anew at the moment. As long as there is time it is asked
 //!   again, and has one more try when it can tell. It is left out of "off" only if it could not tell for all
 //!   of [`DeviceLimits::answer`], and was asked at the end of that.
@@ -62,12 +63,19 @@ pub enum StatusReading {
     CantTell,
     /// The device does not list the machine now, so it may not be asked.
     Unlisted,
-    /// The device's agent can't be run here: that does not change while a request lasts.
+    /// The device's agent can't be run here. That may pass in a moment: a password is being changed, or a
+    /// program replaced.
     Unusable,
     /// The device did not answer in its time.
     Silent,
     /// The device was not asked, because too many agents run, or this host could start no program.
     NotAsked,
+}
+
+impl StatusReading {
+    fn is_failure(self) -> bool {
+        matches!(self, Self::CantTell | Self::Unusable)
+    }
 }
 
 /// Report of an action. Its effect is another matter.
@@ -285,9 +293,6 @@ impl PowerPlan {
     pub fn looked(&mut self, device: usize, heard: StatusReading, began: Instant, now: Instant) {
         let (goal, after) = (self.goal, self.actions);
         let Some(it) = self.devices.get_mut(device) else { return };
-        // It could be run in this request: its program is being replaced, perhaps.
-        let is_replaced = heard == StatusReading::Unusable && it.opposed;
-        let heard = if is_replaced { StatusReading::CantTell } else { heard };
         it.silent = matches!(heard, StatusReading::Silent | StatusReading::NotAsked);
         // A status check that was cut short by the end of the time is no evidence, and takes none back.
         let patience = patience(goal, it.limits);
@@ -514,7 +519,10 @@ impl PowerPlan {
 
     /// Asks devices that can't tell the state again, where nothing was done and nothing will be.
     fn hear_out(&self, now: Instant) -> PlanStep {
-        let is_asked = |it: &DeviceRecord| it.is_failing(self.actions) && !it.is_heard_out(self.goal);
+        // Nobody says "off", so what can't be used is told at once.
+        let is_used = |it: &DeviceRecord| it.last.is_some_and(|it| it.heard != StatusReading::Unusable);
+        let is_asked =
+            |it: &DeviceRecord| it.is_failing(self.actions) && !it.is_heard_out(self.goal) && is_used(it);
         let asked: Vec<usize> = (0..self.devices.len()).filter(|it| is_asked(&self.devices[*it])).collect();
         if self.devices.iter().any(|it| self.objects(it)) || asked.is_empty() {
             return PlanStep::GiveUp;
@@ -575,7 +583,7 @@ impl DeviceRecord {
     /// Notes whether the device could tell the state.
     fn note_failing(&mut self, heard: StatusReading, began: Instant, now: Instant) {
         match heard {
-            StatusReading::CantTell => {
+            StatusReading::CantTell | StatusReading::Unusable => {
                 let before = self.failing_without_pause(began);
                 let since = self.told.map_or(began, |it| it.max(began).min(now));
                 let new = FailingTime { since, last: now, acting: Duration::ZERO };
@@ -583,10 +591,7 @@ impl DeviceRecord {
                 self.limits.was_heard_out |= self.has_failed_for(self.limits.answer);
             }
             StatusReading::Is(_) => (self.failing, self.limits.was_heard_out) = (None, false),
-            StatusReading::Unlisted
-            | StatusReading::Unusable
-            | StatusReading::Silent
-            | StatusReading::NotAsked => {}
+            StatusReading::Unlisted | StatusReading::Silent | StatusReading::NotAsked => {}
         }
     }
 
@@ -598,7 +603,7 @@ impl DeviceRecord {
 
     /// Returns true for a device that could not tell the state in its last status check after that action.
     fn is_failing(&self, after: u32) -> bool {
-        self.last.is_some_and(|it| it.after == after && it.heard == StatusReading::CantTell)
+        self.last.is_some_and(|it| it.after == after && it.heard.is_failure())
     }
 
     /// Returns whether the device, which can't tell the state now, need not be asked again.

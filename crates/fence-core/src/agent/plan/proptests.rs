@@ -256,8 +256,8 @@ impl World {
         for (heard, began, ended) in said.into_iter().skip(own.map_or(0, |it| it + 1)) {
             let row = rows.last_mut().filter(|it| asking(it.1, began) <= FAILED_GAP);
             match (heard, row) {
-                (StatusReading::CantTell, Some(row)) => row.1 = ended,
-                (StatusReading::CantTell, None) => rows.push((began, ended)),
+                (StatusReading::CantTell | StatusReading::Unusable, Some(row)) => row.1 = ended,
+                (StatusReading::CantTell | StatusReading::Unusable, None) => rows.push((began, ended)),
                 _ => {}
             }
         }
@@ -366,7 +366,7 @@ proptest! {
                 let may_be_skipped = !opposed && world.last_action().is_some();
                 let may_be_skipped = may_be_skipped && (goal == PowerState::On || !world.is_well(it));
                 prop_assert!(now.is_some() || may_be_skipped, "{it} was not asked");
-                let failing = now == Some(StatusReading::CantTell);
+                let failing = matches!(now, Some(StatusReading::CantTell | StatusReading::Unusable));
                 prop_assert!(!failing || world.failed_throughout(it), "{it} was not heard out");
             }
         } else if plan.actions() == 0 && world.stopped.is_none() {

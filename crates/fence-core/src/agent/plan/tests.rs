@@ -377,18 +377,15 @@ fn a_device_that_told_another_request_the_state_has_all_of_its_time_again() {
     }
 }
 
-/// A program that is not there for a moment takes back nothing that the device said in this request.
+/// A program that is not there for a moment is no evidence. Where nobody says "off" it is told at once.
 #[test]
-fn a_device_that_said_on_is_heard_out_though_its_agent_is_gone() {
-    for is_on in [false, true] {
+fn a_device_whose_agent_is_gone_is_heard_out() {
+    for (said, end) in [(None, PlanStep::GiveUp), (Some(OFF), PlanStep::Done)] {
         let (mut plan, begin) = plan(2);
         plan.stop();
-        if is_on {
-            plan.looked(1, ON, begin, begin);
-        }
         plan.looked(1, StatusReading::Unusable, begin, begin);
-        plan.looked(0, OFF, begin, begin);
-        assert_eq!(plan.next(begin) == PlanStep::Done, !is_on);
+        plan.looked(0, said.unwrap_or(StatusReading::Unlisted), begin, begin);
+        assert_eq!(plan.next(begin) == end, said.is_none());
     }
 }
 

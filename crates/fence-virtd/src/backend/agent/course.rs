@@ -217,14 +217,14 @@ impl PlanRunner<'_> {
     fn take_reading(&mut self, it: Option<StatusResult>) -> bool {
         let Some(StatusResult { place, reply, began }) = it else { return false };
         let now = Instant::now();
-        if let Some(when) = self.routes[place].device.last_told(&self.routes[place].plug) {
+        if let Some(when) = self.routes[place].last_told() {
             self.plan.told(place, when);
         }
         let was_known = self.plan.has_failed_throughout(place);
         self.plan.looked(place, reply.reading, began, now);
         self.pending.looked(place, reply.reading);
         if !was_known && self.plan.has_failed_throughout(place) {
-            self.routes[place].device.note_failed_throughout(&self.routes[place].plug, began);
+            self.routes[place].note_failed_throughout(began);
         }
         let last = &mut self.replies[place];
         // A status check that had not all of its time knows no reason, and hides none.

@@ -110,6 +110,10 @@ struct DeviceMemory {
     seen_on: HashSet<String>,
     /// Last results of its status checks, by plug.
     heard: HashMap<String, StatusMemory>,
+    /// The same for plugs that it may have, whichever they are.
+    heard_at_all: Option<StatusMemory>,
+    /// The agent could not be run here when it was asked last, whatever the plug.
+    is_unusable: bool,
     /// When it did not answer.
     hung: Option<Instant>,
     /// When something was done last.
@@ -128,7 +132,16 @@ enum StatusMemory {
 }
 
 impl DeviceMemory {
-    fn note_heard(&mut self, plug: &str, heard: StatusMemory) {
+    /// Returns what is known of a plug; without one, of those that the device may have.
+    fn heard_of(&self, plug: Option<&str>) -> Option<StatusMemory> {
+        plug.map_or(self.heard_at_all, |it| self.heard.get(it).copied())
+    }
+
+    fn note_heard(&mut self, plug: Option<&str>, heard: StatusMemory) {
+        if plug.is_none() || matches!(heard, StatusMemory::Told(_)) {
+            self.heard_at_all = Some(heard);
+        }
+        let Some(plug) = plug else { return };
         if self.heard.len() >= MAX_PROVEN {
             self.heard.clear();
         }
@@ -180,36 +193,39 @@ impl FenceDevice {
     pub(super) async fn status(&self, plug: &str, context: RunContext<'_>) -> StatusReply {
         let reply = self.run_status(plug, context).await;
         if matches!(reply.reading, StatusReading::Is(_)) {
-            lock(&self.memory).note_heard(plug, StatusMemory::Told(Instant::now()));
+            lock(&self.memory).note_heard(Some(plug), StatusMemory::Told(Instant::now()));
         }
         reply
     }
 
     /// Returns when the device told the state of a plug, whichever request asked; none if it failed for all
-    /// of its time since.
-    pub(super) fn last_told(&self, plug: &str) -> Option<Instant> {
-        match lock(&self.memory).heard.get(plug) {
-            Some(StatusMemory::Told(when)) => Some(*when),
+    /// of its time since. Without a plug: of any, or a list.
+    pub(super) fn last_told(&self, plug: Option<&str>) -> Option<Instant> {
+        match lock(&self.memory).heard_of(plug) {
+            Some(StatusMemory::Told(when)) => Some(when),
             Some(StatusMemory::FailedThroughout) | None => None,
         }
     }
 
-    /// Notes that the device could not tell the state of a plug for all of its time. `began`: of the last
-    /// status check.
-    pub(super) fn note_failed_throughout(&self, plug: &str, began: Instant) {
+    /// Notes that the device could not tell the state of a plug for all of its time; without one, of a plug
+    /// that it may have. `began`: of the last status check.
+    pub(super) fn note_failed_throughout(&self, plug: Option<&str>, began: Instant) {
         let mut memory = lock(&self.memory);
-        let told = memory.heard.get(plug);
-        if !matches!(told, Some(StatusMemory::Told(when)) if *when >= began) {
+        if !matches!(memory.heard_of(plug), Some(StatusMemory::Told(when)) if when >= began) {
             memory.note_heard(plug, StatusMemory::FailedThroughout);
+            if memory.is_unusable {
+                memory.note_heard(None, StatusMemory::FailedThroughout);
+            }
         }
     }
 
-    /// Returns the limits of a plan for a plug.
-    pub(super) fn limits_for(&self, plug: &str) -> DeviceLimits {
+    /// Returns the limits of a plan for a plug; without one, for a plug that the device may have.
+    pub(super) fn limits_for(&self, plug: Option<&str>) -> DeviceLimits {
         let memory = lock(&self.memory);
         // One that never worked is set up wrong: that is told at once.
-        let has_worked = !memory.proven.is_empty() || memory.seen_on.contains(plug);
-        let was_heard_out = matches!(memory.heard.get(plug), Some(StatusMemory::FailedThroughout));
+        let has_worked = !memory.proven.is_empty() || plug.is_some_and(|it| memory.seen_on.contains(it));
+        let has_failed = |plug| matches!(memory.heard_of(plug), Some(StatusMemory::FailedThroughout));
+        let was_heard_out = has_failed(plug) || memory.is_unusable && has_failed(None);
         DeviceLimits { is_known_to_fail: was_heard_out || !has_worked, was_heard_out, ..self.limits }
     }
 
@@ -234,8 +250,10 @@ impl FenceDevice {
                 let reading = match done.not_run {
                     Some(NotRunCause::NoRoom) => StatusReading::NotAsked,
                     Some(NotRunCause::TooLate) => StatusReading::Silent,
-                    Some(NotRunCause::Failing) => StatusReading::CantTell,
-                    Some(NotRunCause::Unusable) | None => StatusReading::Unusable,
+                    Some(NotRunCause::Unusable) | None => {
+                        lock(&self.memory).is_unusable = true;
+                        StatusReading::Unusable
+                    }
                 };
                 return StatusReply { reading, words: done.words() };
             }
@@ -291,7 +309,7 @@ impl FenceDevice {
                     .iter()
                     .any(|it| it.plug == plug || it.alias.as_deref().is_some_and(|it| it == plug));
                 // Some take more names than they list, such as a UUID.
-                if has_it || list.noise > 0 || lock(&self.memory).seen_on.contains(plug) {
+                if has_it || list.noise > 0 || self.has_seen_on(plug) {
                     Ok(())
                 } else {
                     Err(format!("its list does not name the plug {}", escaped(plug)))
@@ -364,7 +382,9 @@ impl FenceDevice {
         let run = async {
             let plugs = self.list(context).await.map(Arc::new);
             if let Ok(plugs) = &plugs {
-                lock(&self.memory).listed = Some(Arc::clone(plugs));
+                let mut memory = lock(&self.memory);
+                memory.listed = Some(Arc::clone(plugs));
+                memory.note_heard(None, StatusMemory::Told(Instant::now()));
             }
             RunResult::Keep(plugs)
         };
@@ -372,9 +392,9 @@ impl FenceDevice {
         plugs.ok_or_else(|| ListUnavailable::Unheard("its list is not there in time".to_owned()))?
     }
 
-    /// Returns whether the last list failed, or is being made now.
-    pub(super) fn has_no_list(&self) -> bool {
-        !matches!(self.listing.last(), Some(Ok(_)))
+    /// Returns the last list if it is no older than that; none where it failed, or is being made now.
+    pub(super) fn recent_listing(&self, age: Duration) -> Option<Arc<PlugList>> {
+        self.listing.last_within(age)?.ok()
     }
 
     /// Returns the last list, however old.
@@ -385,6 +405,11 @@ impl FenceDevice {
     /// Returns whether the agent can report the states of all plugs in one run.
     pub(super) async fn lists_states(&self, context: RunContext<'_>) -> bool {
         self.metadata(context).await.is_ok_and(|it| it.has_action("list-status"))
+    }
+
+    /// Returns whether a plug was on at this device.
+    pub(super) fn has_seen_on(&self, plug: &str) -> bool {
+        lock(&self.memory).seen_on.contains(plug)
     }
 
     /// Records a status run that was abandoned because another device had answered.
@@ -529,7 +554,7 @@ impl FenceDevice {
                 return RunResult::Discard((fingerprint, failed(NotRunCause::TooLate).map(Arc::new)));
             }
             AgentRunEnd::Killed(_) => failed(NotRunCause::TooLate),
-            AgentRunEnd::Signal(_) => failed(NotRunCause::Failing),
+            AgentRunEnd::Signal(_) => failed(NotRunCause::Unusable),
             AgentRunEnd::Exit(0) if !done.is_cut => {
                 Metadata::parse(&done.output).map_err(|it| it.to_string().into())
             }

@@ -21,7 +21,7 @@ mod secret;
 mod slots;
 
 use fence_core::agent::domains;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -37,7 +37,7 @@ use self::cached::{CachedRun, RunResult};
 use self::course::{LastReply, PlanRunner, PowerChange};
 use self::device::FenceDevice;
 pub(crate) use self::program::DIRECTORIES;
-use self::route::Route;
+use self::route::{RELIST_AGE, Route, is_another};
 use self::run::{RunContext, survey};
 use self::slots::{RunPurpose, RunSlots};
 use super::{Backend, BoxedFuture, PowerForecast, PowerOffResult, Restart, SLOW_BACKEND_GRACE};
@@ -276,7 +276,7 @@ impl AgentBackend {
                 },
             }
         };
-        let others = self.unlisted_candidates(domain, &routes);
+        let others = self.possible_ways(domain, &routes);
         let route =
             |(place, plug), unlisted| Route { device: Arc::clone(&self.devices[place]), plug, unlisted };
         let mut routes: Vec<Route> = routes.into_iter().map(|it| route(it, None)).collect();
@@ -285,36 +285,35 @@ impl AgentBackend {
         Ok(routes)
     }
 
-    /// Returns possible routes to a listed domain by devices whose lists can't be had now, but perhaps in a
-    /// moment: a pool's master may have moved.
-    fn unlisted_candidates(&self, domain: &DomainRef, routes: &[(usize, String)]) -> Vec<(usize, String)> {
-        // What the configuration names is served by whom it names.
-        let listed = |place: usize| self.settings[place].plugs.listed;
-        let Some((_, plug)) =
-            routes.iter().find(|it| listed(it.0)).filter(|_| routes.iter().all(|it| listed(it.0)))
-        else {
-            return Vec::new();
-        };
-        let is_other = |place: &usize| {
-            let is_route = routes.iter().any(|it| it.0 == *place);
-            let agents = [*place, routes[0].0].map(|it| &self.settings[it].agent);
-            let device = &self.devices[*place];
-            // Its list may be newer than the search: it has done something for this request already.
-            let has_it = |it: Arc<PlugList>| it.entries.iter().any(|it| it.plug == *plug);
-            !is_route
-                && agents[0] == agents[1]
-                && (device.has_no_list() || device.last_listing().is_some_and(has_it))
-        };
-        let others: Vec<_> =
-            self.listed().map(|it| it.0).filter(is_other).map(|it| (it, plug.clone())).collect();
-        if !others.is_empty() {
+    /// Returns the ways to a domain by devices that may have it too: their lists don't deny it now. That a
+    /// list can't be had is no sign that the machine is not there, and a pool's master may have moved.
+    fn possible_ways(&self, domain: &DomainRef, routes: &[(usize, String)]) -> Vec<(usize, String)> {
+        let by_last = domains::all(&self.settings, &self.last_lists());
+        let last = by_last.iter().find(|it| it.uuid == domain.uuid && it.name == domain.name);
+        let plugs: BTreeSet<&String> = routes.iter().map(|it| &it.1).collect();
+        let mut ways = Vec::new();
+        for (place, device) in self.listed().filter(|(place, _)| routes.iter().all(|it| it.0 != *place)) {
+            if let Some(plug) = last.and_then(|it| it.plug_at(place)) {
+                ways.push((place, plug.to_owned()));
+                continue;
+            }
+            // What has no list now, or an empty one, or one that is older than the search, is asked anew.
+            let denies = |it: Arc<PlugList>| it.noise == 0 && !it.entries.is_empty();
+            if device.recent_listing(RELIST_AGE).is_some_and(denies) {
+                continue;
+            }
+            let list = device.last_listing();
+            let is_another = |plug: &str| list.as_ref().is_some_and(|it| is_another(it, plug, &domain.name));
+            ways.extend(plugs.iter().filter(|it| !is_another(it)).map(|it| (place, (*it).clone())));
+        }
+        if !ways.is_empty() {
             debug!(
                 domain = domain.name,
-                others = others.len(),
+                others = ways.len(),
                 "devices without a list may have the domain too"
             );
         }
-        others
+        ways
     }
 
     /// Returns the routes that fresh device lists still confirm. The route of a silent device stays valid
@@ -363,8 +362,7 @@ impl AgentBackend {
     ) -> Result<PowerChange, ActionError> {
         lease.check()?;
         let routes = self.routes(domain, lease.until()).await?;
-        let plan =
-            PowerPlan::new(goal, routes.iter().map(|it| it.device.limits_for(&it.plug)), lease.until());
+        let plan = PowerPlan::new(goal, routes.iter().map(Route::limits), lease.until());
         let pending = PendingEffects { lease: lease.clone(), open: Vec::new() };
         let replies = vec![LastReply::default(); routes.len()];
         let (machine, history) = (domain.uuid, self.history.clone());
@@ -381,11 +379,7 @@ impl AgentBackend {
     async fn look_at(&self, domain: &DomainRef, lease: &Lease) -> Result<SeenPower, ActionError> {
         let asked = Instant::now();
         let routes = self.routes(domain, lease.until()).await?;
-        let plan = PowerPlan::new(
-            PowerState::Off,
-            routes.iter().map(|it| it.device.limits_for(&it.plug)),
-            lease.until(),
-        );
+        let plan = PowerPlan::new(PowerState::Off, routes.iter().map(Route::limits), lease.until());
         let pending = PendingEffects { lease: lease.clone(), open: Vec::new() };
         let replies = vec![LastReply::default(); routes.len()];
         let (goal, for_reboot) = (PowerState::Off, false);

@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Reasons why an agent was not run.
 //!
-//! Tells what says something of the device from what does not: a device that can't be used here is skipped
-//! before another one's "off" is believed, one that this host could not ask is not.
+//! Tells what says something of the device from what does not: one that this host could not ask says nothing.
+//! One whose agent can't be run counts as one that can't tell the state: that may pass in a moment, since a
+//! password is changed or the program is replaced.
 
 use std::io;
 
 /// Cause for a run that did not begin.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum NotRunCause {
-    /// The agent can't be run here: that does not change while a request lasts.
+    /// The agent can't be run here, or died before it said what it can do: it may be better the next time.
     Unusable,
-    /// The agent died before it said what it can do: it may be better the next time.
-    Failing,
     /// The time was over before the run could begin.
     TooLate,
     /// Too many agents run, or this host can start no program now: that says nothing of the device.

@@ -460,6 +460,113 @@ async fn a_device_whose_agent_can_not_be_started_now_is_no_evidence() {
     assert_eq!([rig.power("1"), rig.power("2")], ["off", "off"], "{down:?}");
 }
 
+/// A device whose list can't be had may have the machine: it is asked for the state all the same, whatever
+/// the other device has it by, and whether it was heard before.
+#[tokio::test]
+async fn a_device_without_a_list_that_says_on_is_heard() {
+    const LIST: &str = "echo w,; exit 0";
+    let says_off = ("status", "exit 2");
+    let course = async |a_plugs: &str, b_list: &str, is_warm: bool| {
+        let keys =
+            |it: &str, order: u8| format!("plugs = \"{it}\"; order = \"{order}\"; status_timeout = \"2\";");
+        let rig = Rig::new()
+            .machine("w", "on")
+            .device("a", &keys(a_plugs, 1), &[says_off, ("list", LIST)])
+            .device("b", &keys("*", 2), &[("list", if is_warm { LIST } else { b_list })]);
+        let backend = rig.backend();
+        if is_warm {
+            let w = found(&backend, "w").await;
+            assert_eq!(backend.status(&w, &lease(PATIENCE)).await.unwrap().state(), PowerState::On);
+            std::fs::write(rig.path("b").join("list"), b_list).unwrap();
+            backend.devices[1].forget_list().await;
+        }
+        let w = found(&backend, "w").await;
+        let seen = backend.status(&w, &lease(PATIENCE)).await.map(|it| it.state());
+        let said = backend.off(&w, false, &lease(Duration::from_secs(20))).await;
+        let case = format!("{a_plugs} {b_list} {is_warm}: {seen:?}, {said:?}");
+        assert_ne!(seen, Ok(PowerState::Off), "{case}");
+        assert!(said.is_err() || rig.power("w") == "off", "{case}");
+    };
+    let mut courses = Vec::new();
+    for a_plugs in ["*", "w"] {
+        for b_list in ["exit 1", "sleep 600", "sleep 1.5; echo w,; exit 0", "echo w,one; echo w,two; exit 0"]
+        {
+            courses.extend([false, true].map(|is_warm| course(a_plugs, b_list, is_warm)));
+        }
+    }
+    join_all(courses).await;
+}
+
+/// A password that is being changed, a program that is being replaced: another device's "off" is not believed
+/// before this one was asked, whether it was heard before or not.
+#[tokio::test]
+async fn a_device_that_can_not_be_used_for_a_moment_is_heard() {
+    let course = async |is_warm: bool, breaks: fn(&Rig), mends: fn(&Rig)| {
+        let rig = Rig::new();
+        let secret = rig.path("secret");
+        std::fs::write(&secret, "one").unwrap();
+        std::fs::set_permissions(&secret, Permissions::from_mode(0o600)).unwrap();
+        let keys = format!(
+            "plugs = \"w:2\"; order = \"2\"; options {{ password_file = \"{}\"; }}",
+            secret.display()
+        );
+        let rig = rig
+            .machine("1", "off")
+            .machine("2", "on")
+            .device("a", "plugs = \"w:1\"; order = \"1\";", &[])
+            .device("b", &keys, &[]);
+        let backend = rig.backend();
+        let w = found(&backend, "w").await;
+        if is_warm {
+            assert_eq!(backend.status(&w, &lease(PATIENCE)).await.unwrap().state(), PowerState::On);
+        }
+        breaks(&rig);
+        let mended = async {
+            sleep(Duration::from_secs(1)).await;
+            mends(&rig);
+        };
+        let long = lease(PATIENCE);
+        let (seen, ()) = tokio::join!(backend.status(&w, &long), mended);
+        assert_eq!(seen.map(|it| it.state()), Ok(PowerState::On), "{is_warm}");
+        assert!(backend.off(&w, false, &lease(PATIENCE)).await.is_ok());
+        assert_eq!(rig.power("2"), "off");
+    };
+    for is_warm in [false, true] {
+        course(
+            is_warm,
+            |rig| std::fs::write(rig.path("secret"), "").unwrap(),
+            |rig| std::fs::write(rig.path("secret"), "two").unwrap(),
+        )
+        .await;
+        course(
+            is_warm,
+            |rig| std::fs::rename(rig.path("b").join("agent"), rig.path("b").join("away")).unwrap(),
+            |rig| std::fs::rename(rig.path("b").join("away"), rig.path("b").join("agent")).unwrap(),
+        )
+        .await;
+        course(is_warm, |rig| set_mode(rig, 0o600), |rig| set_mode(rig, 0o700)).await;
+    }
+}
+
+fn set_mode(rig: &Rig, mode: u32) {
+    std::fs::set_permissions(rig.path("b").join("agent"), Permissions::from_mode(mode)).unwrap();
+}
+
+/// A list that can be had, and does not have the machine, says that the device is no way to it.
+#[tokio::test]
+async fn a_device_whose_list_denies_the_machine_holds_nobody_up() {
+    for a_plugs in ["*", "w"] {
+        let rig = Rig::new()
+            .machine("w", "on")
+            .device("a", &format!("plugs = \"{a_plugs}\";"), &[("list", "echo w,; exit 0")])
+            .device("b", "plugs = \"*\";", &[("list", "echo v,; exit 0"), ("status", "exit 1")]);
+        let backend = rig.backend();
+        let w = found(&backend, "w").await;
+        assert!(backend.off(&w, false, &lease(PATIENCE)).await.is_ok());
+        assert_eq!((rig.power("w").as_str(), rig.runs("b").len()), ("off", 0), "{a_plugs}");
+    }
+}
+
 /// A device whose `status` fails is asked again before another one's "off" is believed; one that fails for
 /// all of its time counts as unknown, and is not waited for the next time.
 #[tokio::test]

@@ -75,6 +75,9 @@ impl FenceDevice {
             }
         };
         let ended = ended_as(whole.end);
+        if matches!(action, AgentAction::Power(_)) {
+            lock(&self.memory).is_unusable = false;
+        }
         match ended {
             // The request's time was nearly up: that says nothing of the device.
             AgentRunEnd::Killed(_) if took < MIN_CONCLUSIVE_RUN => {}
