@@ -424,32 +424,33 @@ def test_a_start_of_an_earlier_daemon_waits_in_libvirt(pair, note, number, runs)
         assert answer.rc == OFF and pair.where("x") == [], pair.logs()
 
 
-@pytest.fixture
-def fill(hosts):
-    """h1 alone; what it remembers is on a disk of its own. Yields what fills that disk."""
-    here = hosts.h1
-    hosts.serve("h1", virtd={"peers": "none"})
+@contextlib.contextmanager
+def disk_of_its_own(here):
+    """What the daemon of that host remembers is on a small disk from now on. Yields what fills that disk."""
     here.stop_serving()
     directory = here.state_directory
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k,mode=0700", "tmpfs", directory], check=True)
     here.serve_again()
 
-    def to_the_brim():
+    def fill():
         with open(directory / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
             while True:
                 filler.write(b"-" * 512)
 
-    yield to_the_brim
-    here.stop_serving(signal.SIGKILL)
-    subprocess.run(["umount", directory], check=True)
+    try:
+        yield fill
+    finally:
+        here.stop_serving(signal.SIGKILL)
+        subprocess.run(["umount", directory], check=True)
 
 
-def test_a_start_that_waits_is_known_though_the_disk_has_filled_up(hosts, fill):
+def test_a_start_that_waits_is_known_though_the_disk_has_filled_up(hosts):
     """Room for it is kept. The next daemon waits for the start of the killed one, and calls the machine off after it alone."""
     here = hosts.h1
+    hosts.serve("h1", virtd={"peers": "none"})
     here.has("x")
-    fill()
-    with a_save_that_stands_still(here) as go_on:
+    with disk_of_its_own(here) as fill, a_save_that_stands_still(here) as go_on:
+        fill()
         a_start_that_waits(hosts, here).process.kill()
         here.stop_serving(signal.SIGKILL)
         here.serve_again()
@@ -460,3 +461,27 @@ def test_a_start_that_waits_is_known_though_the_disk_has_filled_up(hosts, fill):
         assert asked.finish(90).rc == OK, hosts.logs()
         answer = hosts.ask("status", "x")
         assert answer.rc == OFF and hosts.where("x") == [], hosts.logs()
+
+
+@pytest.mark.parametrize("transient", [False, True], ids=["defined", "transient"])
+def test_a_start_that_is_owed_is_known_though_the_disk_has_filled_up(hosts, monkeypatch, transient):
+    """Three times: there is room for the XML of each."""
+    here = hosts.h1
+    with monkeypatch.context() as patch:
+        patch.setattr(programs, "OURS_DIR", programs.DEBUG_DIR)
+        hosts.serve("h1", virtd={"peers": "none"})
+    here.has("x", transient=transient)
+    with disk_of_its_own(here) as fill:
+        fill()
+        for number in range(1, 4):
+            with monkeypatch.context() as patch:
+                patch.setenv("FENCE_VIRTD_STOP_AT", "seen_off")
+                here.serve_again()
+            shot = hosts.agent("reboot", "x", timeout=10)
+            until(lambda: process.is_frozen(here.daemon.pid), PATIENCE, "the power-off was seen")
+            assert hosts.where("x") == []
+            here.stop_serving(signal.SIGKILL)
+            shot.process.kill()
+            here.serve_again()
+            until(lambda: hosts.where("x") == ["h1"], PATIENCE, f"the start is made good, {number}")
+            until(lambda: hosts.ask("status", "x").rc == OK, PATIENCE, "it is seen")

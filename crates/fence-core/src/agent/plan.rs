@@ -13,8 +13,8 @@
 //!   silent for all of it is skipped.
 //! - "On already" means that nothing will be done, so all devices are asked. A wrong "on" harms nobody, so
 //!   those that are silent for [`WITNESS_TIMEOUT`] are skipped.
-//! - A silence that is shorter than that is no evidence. Nor is it that a device's agent can't be run here, until
-//!   that lasted as long.
+//! - A silence that is shorter than that is no evidence. Nor is it that a device's agent can't be run here,
+//!   until that lasted as long.
 //! - A device that can't tell the state may start anew at the moment. As long as there is time it is asked
 //!   again, and has one more try when it can tell. It is left out of "off" only if it could not tell for all
 //!   of [`DeviceLimits::answer`], and was asked at the end of that.

@@ -4,10 +4,11 @@
 //! Owns the files, the lock on the first, and the thread that writes. Files have mode 0600. XML may hold
 //! passwords: its file is removed as soon as the intent has ended, and at the start when nobody owes it.
 //!
-//! Room for lines to come is kept on the disk behind the end of the file, so that a disk which fills up later
-//! does not end this memory. A disk that is full all the same takes no new line, so the file may say of a
-//! start that it is owed when it was made, or when somebody has asked for off since. Then the last line is
-//! damaged in its place, which needs no room: no start is believed that was owed before a damaged line.
+//! Room for lines to come is kept on the disk behind the end of the file, and for one XML in `owed-spare`, so
+//! that a disk which fills up later does not end this memory. A disk that is full all the same takes no new
+//! line, so the file may say of a start that it is owed when it was made, or when somebody has asked for off
+//! since. Then the last line is damaged in its place, which needs no room: no start is believed that was owed
+//! before a damaged line.
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -33,6 +34,10 @@ const LONGEST: u64 = 4 * 1024 * 1024;
 /// Bytes for which room is kept behind the end of the file, at least half of them at any time.
 const KEPT_ROOM: u64 = 2 * EMPTY_FROM;
 const NAME: &str = "intents";
+/// File that becomes that of an XML: there is room for it on the disk.
+const SPARE: &str = "owed-spare";
+/// Bytes of that room.
+const XML_ROOM: i64 = 64 * 1024;
 /// Byte that no line has before its end.
 const DAMAGE: &[u8] = b"!";
 /// Orders that may wait for the disk.
@@ -147,6 +152,7 @@ impl IntentWriter {
         }
         writer.keep_room(writer.file.metadata()?.len());
         writer.remove_stale_xml()?;
+        writer.keep_spare();
         Ok((writer, contents))
     }
 
@@ -173,7 +179,7 @@ impl IntentWriter {
 
     fn write(&mut self, event: &IntentEvent, xml: Option<&str>) -> io::Result<()> {
         if let (IntentEvent::Owes { number, .. }, Some(xml)) = (event, xml) {
-            write_xml(&xml_path(&self.directory, *number), xml)?;
+            self.write_xml(&xml_path(&self.directory, *number), xml)?;
             self.with_xml.insert(*number);
         }
         self.open.apply(event);
@@ -196,8 +202,37 @@ impl IntentWriter {
             && self.with_xml.remove(number)
         {
             fs::remove_file(xml_path(&self.directory, *number))?;
+            self.keep_spare();
         }
         Ok(())
+    }
+
+    fn write_xml(&self, path: &Path, xml: &str) -> io::Result<()> {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        // A disk that is full has no room for another file.
+        let is_spare = fs::rename(self.directory.join(SPARE), path).is_ok();
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(!is_spare).mode(0o600).custom_flags(OFlag::O_NOFOLLOW.bits());
+        let mut file = options.open(path)?;
+        file.write_all(xml.as_bytes())?;
+        file.set_len(xml.len() as u64)?;
+        file.sync_all()?;
+        self.keep_spare();
+        Ok(())
+    }
+
+    /// Keeps room for one XML. Where there is none, one that then finds no room is told.
+    fn keep_spare(&self) {
+        let path = self.directory.join(SPARE);
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true).mode(0o600).custom_flags(OFlag::O_NOFOLLOW.bits());
+        let Ok(file) = options.open(&path) else { return };
+        if fallocate(&file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, XML_ROOM).is_err() {
+            let _ = fs::remove_file(path);
+        }
     }
 
     /// Returns whether a file of this length can be emptied: nothing in it is left to do nor to wait for, and
@@ -270,21 +305,6 @@ impl IntentWriter {
 
 fn xml_path(directory: &Path, number: u64) -> PathBuf {
     directory.join(format!("owed-{number}.xml"))
-}
-
-fn write_xml(path: &Path, xml: &str) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .custom_flags(OFlag::O_NOFOLLOW.bits())
-        .open(path)?;
-    file.write_all(xml.as_bytes())?;
-    file.sync_all()
 }
 
 fn read_xml(path: &Path) -> io::Result<Zeroizing<String>> {

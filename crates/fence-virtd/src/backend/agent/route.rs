@@ -25,7 +25,7 @@ pub(super) struct Route {
     pub(super) unlisted: Option<String>,
 }
 
-/// What the list of a device says of a plug.
+/// Word of a device's list on a plug.
 enum PlugListing {
     Listed,
     /// The device has a list, and the plug is not in it.
@@ -47,8 +47,8 @@ impl Route {
             other => other,
         };
         let reply = self.device.status(&self.plug, context).await;
-        // "On" is heard: nobody says it of a plug that is not there. But some agents report off for every plug
-        // that they don't know.
+        // "On" is heard: nobody says it of a plug that is not there. But some agents report off for every
+        // plug that they don't know.
         let is_off = reply.reading == StatusReading::Is(PowerState::Off);
         let is_heard = reply.reading == StatusReading::Is(PowerState::On)
             || is_off && self.device.has_seen_on(&self.plug);
