@@ -46,7 +46,7 @@ pub(super) struct UnconfirmedAction {
     pub(super) ended: Option<Instant>,
     /// True if the agent reported success.
     pub(super) is_claimed: bool,
-    /// True if the agent reported failure, and the device told no state since.
+    /// True if the agent reported failure soon, and the device told no state since.
     pub(super) is_failed: bool,
     /// True if a status check of the device showed the effect after the run had ended.
     pub(super) is_seen: bool,

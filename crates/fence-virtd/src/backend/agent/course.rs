@@ -19,6 +19,8 @@ use crate::request::lease::Lease;
 
 /// Time after which the next device is asked too, if one does not answer.
 const HEDGE_DELAY: Duration = Duration::from_secs(2);
+/// Time from which an action that reports failure may have been given, and not have come in its time.
+const GAVE_UP_AFTER: Duration = Duration::from_secs(2);
 
 /// Result of a completed change of power.
 pub(super) struct PowerChange {
@@ -194,8 +196,10 @@ impl PlanRunner<'_> {
         let (how, words) = route.act(self.goal, context).await;
         match self.pending.open.last_mut() {
             Some(open) if how != ActionReport::NotRun => {
-                (open.ended, open.is_claimed) = (Some(Instant::now()), how == ActionReport::Claimed);
-                open.is_failed = how == ActionReport::Failed;
+                let ended = Instant::now();
+                (open.ended, open.is_claimed) = (Some(ended), how == ActionReport::Claimed);
+                // One that waited for the effect, and gave up, has given the order: it may come yet.
+                open.is_failed = how == ActionReport::Failed && ended - began < GAVE_UP_AFTER;
                 if let Some(order) = &open.order {
                     order.expires(open.longest(), open.is_claimed);
                 }

@@ -46,6 +46,8 @@ const MAX_LOOKS_AT_FILES: usize = 8;
 const LIST_TTL: Duration = Duration::from_secs(5);
 /// Time for which a failed `monitor` or missing metadata is not tried again.
 const FAILURE_TTL: Duration = Duration::from_secs(5);
+/// Age up to which it is believed that an agent has no metadata.
+const NO_METADATA_TTL: Duration = Duration::from_secs(1);
 /// A run that was killed earlier says nothing of its device.
 const MIN_CONCLUSIVE_RUN: Duration = Duration::from_secs(1);
 /// Time for which a device that timed out comes after the others.
@@ -114,6 +116,8 @@ struct DeviceMemory {
     heard_at_all: Option<StatusMemory>,
     /// The agent could not be run here when it was asked last, whatever the plug.
     is_unusable: bool,
+    /// The agent has told no metadata when it was asked last.
+    lacks_metadata: bool,
     /// When it did not answer.
     hung: Option<Instant>,
     /// When something was done last.
@@ -518,7 +522,13 @@ impl FenceDevice {
         let context = context.within(Instant::now() + self.status_timeout);
         let (path, fingerprint) = self.find(context.until).await?;
         let is_valid = |when: Instant, last: &(u64, Result<Arc<Metadata>, NotReady>)| {
-            last.0 == fingerprint && (last.1.is_ok() || when.elapsed() < FAILURE_TTL)
+            let is_young = match &last.1 {
+                // It failed. An agent that says nothing of itself, or a library that was away for a moment.
+                Ok(it) if **it == Metadata::default() => when.elapsed() < NO_METADATA_TTL,
+                Ok(_) => true,
+                Err(_) => when.elapsed() < FAILURE_TTL,
+            };
+            last.0 == fingerprint && is_young
         };
         let run = self.run_metadata(path, fingerprint, context);
         let metadata = self.metadata.get(context.until, is_valid, run).await;
@@ -560,7 +570,10 @@ impl FenceDevice {
             }
             AgentRunEnd::Exit(_) => failed(NotRunCause::Unusable),
         };
-        if let Err(why) = &what {
+        let was_missing = std::mem::replace(&mut lock(&self.memory).lacks_metadata, what.is_err());
+        if let Err(why) = &what
+            && !was_missing
+        {
             warn!(
                 device = self.name,
                 agent = self.agent,

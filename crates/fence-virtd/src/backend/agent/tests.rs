@@ -380,9 +380,11 @@ async fn what_was_claimed_and_is_not_seen_may_come_yet() {
 /// until the machine is off.
 #[tokio::test]
 async fn what_was_claimed_holds_up_others_until_it_comes() {
-    for off in ["exit 0", "sleep 1000"] {
-        let keys = "plugs = \"web:1\"; retries = \"0\"; timeout = \"2\"; effect_timeout = \"600\";";
-        let rig = Rig::new().machine("1", "on").device("d", keys, &[("off", off)]);
+    // The last one waits for the effect, and gives up.
+    for (off, timeout) in [("exit 0", 2), ("sleep 1000", 2), ("sleep 2.2; exit 1", 6)] {
+        let keys =
+            format!("plugs = \"web:1\"; retries = \"0\"; timeout = \"{timeout}\"; effect_timeout = \"600\";");
+        let rig = Rig::new().machine("1", "on").device("d", &keys, &[("off", off)]);
         let backend = rig.backend();
         let web = found(&backend, "web").await;
         let mut limit = Duration::from_secs(3);
@@ -657,6 +659,22 @@ async fn off_is_not_believed_of_a_plug_that_the_endpoint_does_not_know() {
     // Without a list nothing speaks against it.
     let dns = found(&backend, "dns").await;
     assert_eq!(backend.status(&dns, &lease(PATIENCE)).await.map(|it| it.state()), Ok(PowerState::Off));
+}
+
+/// An agent that says nothing of itself once, since a library is away for a moment, is asked again: without a
+/// list to look at, its "off" would be believed of every plug.
+#[tokio::test]
+async fn metadata_that_fails_once_is_asked_for_again() {
+    let once = "[ -e ../failed ] || { touch ../failed; exit 1; }";
+    let instead = [("metadata", once), ("status", "exit 2"), ("list", "exit 0")];
+    let rig =
+        Rig::new().machine("1", "on").device("d", "plugs = \"web:1\"; status_timeout = \"2\";", &instead);
+    let backend = rig.backend();
+    let web = found(&backend, "web").await;
+    assert!(backend.devices[0].metadata(survey(Instant::now() + PATIENCE)).await.is_ok());
+    sleep(Duration::from_millis(1100)).await;
+    let said = backend.status(&web, &lease(Duration::from_secs(20))).await;
+    assert!(said.is_err() && rig.path("failed").exists(), "{said:?}");
 }
 
 #[tokio::test]
