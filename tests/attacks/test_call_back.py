@@ -27,7 +27,7 @@ def test_a_rogue_host_and_no_other(scene, rogue):
     """No agent takes Eve's word. (Nobody there: it fails at its time-out.)"""
     scene.owner = scene.fresh_guest()
     with FakeHost(scene.eve, timeout=2, **ROGUES[rogue]) as eve:
-        asks = scene.agent(scene.owner, "-o", "off", "-H", "vm1", "-t", "3", "-r", "50", background=True)
+        asks = scene.agent(scene.owner, "-o", "off", "-H", "vm1", "-t", "5", "-r", "20", background=True)
         net.wait_until(lambda: eve.streams, PATIENCE)
     assert asks.finish().rc not in (0, None)
 

@@ -146,8 +146,8 @@ def test_killed(mark, tmp_path, victim):
         wait_for(ready, run)
         janitor, unshare = sorted(process.children(run.pid), key=lambda pid: "unshare" in programs_of(pid))
         first = process.only_child(unshare)
-        # It becomes sleep a moment after it has made the file.
-        (program,) = net.wait_until(lambda: [it for it in process.children(first) if "sleep 8" in programs_of(it)])
+        # It becomes sleep a moment after it has made the file, and its command line names it before.
+        (program,) = net.wait_until(lambda: [it for it in process.children(first) if programs_of(it).startswith("sleep 8")])
         chosen = {"itself": [run.pid], "janitor": [janitor], "unshare": [unshare], "first process": [first], "program": [program],
                   "all but the janitor": [run.pid, unshare, first, program]}[victim]
         work = next(it for it in pathlib.Path(f"/proc/{first}/cmdline").read_text().split("\0") if "fvlab-" in it)

@@ -33,11 +33,15 @@ class Outsider:
     def serve(self, name):
         self.stop_serving()
         self.config = programs.write_config(self.directory / f"{name}.conf", text(self, "libvirt"), peers=None)
-        self.daemon = programs.Daemon(self.node, self.config, program=programs.program("ours", "fence_virtd"), debug=3)
+        self.begin()
 
     def serve_again(self):
         self.stop_serving()
+        self.begin()
+
+    def begin(self):
         self.daemon = programs.Daemon(self.node, self.config, program=programs.program("ours", "fence_virtd"), debug=3)
+        self.daemon.wait_serving()
 
     def stop_serving(self):
         daemon, self.daemon = self.daemon, None
@@ -84,6 +88,7 @@ class Beside:
         config = programs.write_config(host.directory / f"b-{self.number}.conf", text(host, backend, **options), peers=None)
         host.side, host.config = "ours", config
         host.daemon = programs.Daemon(host, config, program=programs.program("ours", "fence_virtd"), debug=3)
+        host.daemon.wait_serving()
         if backend == "cpg":
             host.wait_joined()
 
