@@ -294,12 +294,16 @@ impl PlanRunner<'_> {
             let may_come_again = self.pending.may_come_again();
             return Ok(PowerChange { was_so, note, reports: self.reports(), may_come_again });
         }
+        let still = StatusReading::Is(opposite(self.goal));
+        let is_still_so = (0..self.routes.len()).any(|it| self.plan.last(it) == Some(still));
         if self.plan.actions() == 0 {
-            self.lease.check()?;
+            // A device that stands against it is named, though the time is up.
+            if !is_still_so || self.lease.end_reason().is_some() {
+                self.lease.check()?;
+            }
             return Err(ActionError::Unavailable(self.words()));
         }
-        let still = StatusReading::Is(opposite(self.goal));
-        if (0..self.routes.len()).any(|it| self.plan.last(it) == Some(still)) {
+        if is_still_so {
             let state = if self.goal == PowerState::Off { "on" } else { "off" };
             return Err(ActionError::NoEffect { state: state.to_owned(), reason: Some(self.words()) });
         }

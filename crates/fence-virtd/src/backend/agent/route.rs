@@ -68,7 +68,7 @@ impl Route {
             PlugListing::Denied | PlugListing::Empty => NOT_IN_LIST.to_owned(),
             PlugListing::Unheard(why) => why,
         };
-        (ActionReport::NotRun, why)
+        (ActionReport::NotRun, format!("not told to act: {why}"))
     }
 
     /// Returns the limits of a plan for this route.
