@@ -56,6 +56,25 @@ def test_a_dry_run_a_moment_after_a_migration(pair):
     assert pair.where("x") == ["h2"] and pair.ask("off", "x").rc == OK, pair.logs()
 
 
+def test_a_reboot_whose_start_fails_is_a_warning(pair):
+    """The answer is a success, since the node is fenced. So the log has the domain, libvirt's reason and the step."""
+    uuid, host = pair.h1.has("x").uuid, pair.h1
+    # It is on from what it was; the definition of now can't be started.
+    shown = host.hypervisor.virsh("dumpxml", "--inactive", "x").stdout
+    broken = host.directory / "broken.xml"
+    broken.write_text(shown.replace("</os>", "<kernel>/nowhere/kernel</kernel></os>"))
+    host.hypervisor.virsh("define", broken)
+    try:
+        assert pair.ask("reboot", "x").rc == OK and pair.where("x") == [], pair.logs()
+        warned = [it for it in host.daemon.log.splitlines() if "and the start failed: " in it]
+        assert len(warned) == 1 and "WARN" in warned[0], host.daemon.log[-3000:]
+        for words in (uuid, "/nowhere/kernel", "fence_xvm -o on -n x", "virsh start x"):
+            assert words in warned[0], (words, warned)
+    finally:
+        host.hypervisor.virsh("destroy", "x", check=False)
+        host.hypervisor.virsh("undefine", "x")
+
+
 def test_off_at_the_target_of_a_migration(pair, note):
     """The target calls back first. What it has is an instance that waits for memory: to end that one ends the migration, and
     the domain runs on where it was."""

@@ -11,10 +11,11 @@ use fence_core::domain::{
     ActionError, DomainHome, DomainRef, LocateError, PowerAction, PowerState, SeenPower,
 };
 use fence_core::evidence::ProvedOff;
-use fence_wire::{Action, FORECAST_UNCERTAIN, HostListEntry};
+use fence_wire::{Action, FORECAST_UNCERTAIN, HostListEntry, escaped};
 use tracing::{debug, warn};
 
 use crate::backend::{DynBackend, PowerForecast, PowerOffResult};
+use crate::intent::OpenIntent;
 use crate::request::job::{Refusal, RequestJob, RequestOutcome, ResolvedTarget};
 use crate::request::lease::Lease;
 use crate::util::fault;
@@ -99,16 +100,40 @@ pub(crate) async fn run_power_action(
     let started = restart.start(&rest).await;
     fault::reached("seen_on");
     // Cut off from the hypervisor, it is owed still, and made good when nobody waits for it any more.
-    if let Some(it) = intent.filter(|it| started.is_ok() || it.left().is_none()) {
-        it.settled();
+    let is_owed = started.is_err() && intent.is_some_and(|it| it.left().is_some());
+    if !is_owed {
+        intent.into_iter().for_each(OpenIntent::settled);
     }
     Ok(match started {
         Ok(()) => PowerActionResult::Rebooted { proof, note: note() },
         Err(error) => {
+            // Whoever makes good what is owed tells of that.
+            if !is_owed {
+                warn_not_started(domain, lease, &error);
+            }
             came_to_nothing(lease);
             PowerActionResult::NotStarted { proof, error }
         }
     })
+}
+
+/// Tells that a machine is down which somebody wanted to be up: the answer is a success, since it is fenced.
+fn warn_not_started(domain: &DomainRef, lease: &Lease, error: &ActionError) {
+    let name = escaped(&domain.name);
+    let by_hand = match domain.home {
+        DomainHome::Agent => "start the domain by its device".to_owned(),
+        DomainHome::Here(_) | DomainHome::Elsewhere => {
+            format!(
+                "be sure that the domain is on at no host, then virsh start {name} at one of them (virsh \
+                 create where the domain has no definition)"
+            )
+        }
+    };
+    warn!(
+        request = lease.request(), domain = %name, uuid = %domain.uuid,
+        "a reboot powered this domain off, and the start failed: {error}. If the domain should run: \
+         fence_xvm -o on -n {name}; or {by_hand}"
+    );
 }
 
 /// Leaves a start that was owed before to whoever owes it.
@@ -289,3 +314,6 @@ async fn list(backend: &dyn DynBackend, job: &RequestJob) -> RequestOutcome {
 fn check_limit(job: &RequestJob) -> Instant {
     job.deadline().min(Instant::now() + STATUS_CHECK_LIMIT)
 }
+
+#[cfg(test)]
+mod tests;
