@@ -18,11 +18,12 @@ class Site(rig.Site):
         self.net, self.key, self.scratch = hosts.net, hosts.key, hosts.directory
         self.hypervisor = Hypervisor(host.place.ns).start()
 
-    def migrate(self, name, to, *extra):
-        """A live migration in the background: a Popen that ends with it."""
+    def migrate(self, name, to, *extra, keeps=False):
+        """A live migration in the background: a Popen that ends with it. `keeps`: the definition stays here."""
+        moves = [] if keeps else ["--persistent", "--undefinesource"]
         return subprocess.Popen(
-            ["virsh", "-q", "-c", self.hypervisor.uri, "migrate", "--live", "--unsafe", "--persistent", "--undefinesource",
-             name, to.hypervisor.uri, "--migrateuri", f"tcp://{to.host.ip}:49200", *extra],
+            ["virsh", "-q", "-c", self.hypervisor.uri, "migrate", "--live", "--unsafe", *moves, name, to.hypervisor.uri,
+             "--migrateuri", f"tcp://{to.host.ip}:49200", *extra],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def state(self, name):

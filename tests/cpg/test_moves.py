@@ -134,6 +134,82 @@ def test_an_end_counts_only_after_the_move(hosts, sites):
         outside.close()
 
 
+def left_behind(hosts, sites):
+    """x went from h2 to h1, and an off ended it there: libvirt of h2 says of its definition that the machine migrated away."""
+    there, here = sites
+    uuid = here.hypervisor.domain("x").uuid
+    hosts.wait_status("h3", "x", 0)
+    migration = here.migrate("x", there, keeps=True)
+    assert migration.wait(PATIENCE) == 0, migration.communicate()
+    assert uuid in there.hypervisor.processes() and "migrated" in here.hypervisor.virsh("domstate", "--reason", "x").stdout
+    hosts.wait_status("h3", "x", 0)
+    assert hosts.ask("h3", "off", "x").rc == 0, hosts.logs()
+    assert [site for site in sites if uuid in site.hypervisor.processes()] == [], hosts.logs()
+    return uuid
+
+
+@pytest.mark.parametrize("asked", ["h1", "h2", "h3"])
+def test_a_definition_that_stayed_behind_is_started(hosts, sites, asked):
+    """After a live migration and an off: the definition is at node 2, and node 1 has the memory of what ended there."""
+    serve(hosts, sites)
+    there, here = sites
+    uuid = left_behind(hosts, sites)
+    for host in ("h1", "h2", "h3"):
+        result = hosts.ask(host, "on", "x", extra=("--diagnose",))
+        at = "host h2" if host == "h2" else "node 2"
+        assert result.rc == 0 and f"would be started at {at}" in result.out, f"{host}: {result}\n{hosts.logs()}"
+    result = hosts.ask(asked, "on", "x")
+    assert result.rc == 0, f"{result}\n{hosts.logs()}"
+    assert uuid in here.hypervisor.processes() and uuid not in there.hypervisor.processes(), hosts.logs()
+    assert hosts.ask(asked, "off", "x").rc == 0 and hosts.ask(asked, "on", "x").rc == 0, hosts.logs()
+    assert uuid in here.hypervisor.processes(), hosts.logs()
+
+
+@pytest.mark.parametrize("asked", ["h1", "h2", "h3"])
+def test_a_reboot_of_a_machine_whose_definition_stayed_behind(hosts, sites, asked):
+    """With `reboot_starts` it is started from there."""
+    serve(hosts, sites, reboot_starts="yes")
+    there, here = sites
+    uuid = left_behind(hosts, sites)
+    assert hosts.ask(asked, "reboot", "x").rc == 0, hosts.logs()
+    assert uuid in here.hypervisor.processes() and uuid not in there.hypervisor.processes(), hosts.logs()
+
+
+@pytest.mark.parametrize("asked", ["h1", "h2", "h3"])
+def test_without_a_definition_nothing_is_started_and_a_dry_run_says_so(hosts, sites, asked):
+    """Every node knows the machine's name for a while."""
+    serve(hosts, sites)
+    there, here = sites
+    uuid = left_behind(hosts, sites)
+    here.hypervisor.virsh("undefine", "x")
+    time.sleep(1)
+    result = hosts.ask(asked, "on", "x", extra=("--diagnose",))
+    assert result.rc == 1 and "definition of the domain" in result.out, f"{result}\n{hosts.logs()}"
+    assert refused(hosts.ask(asked, "on", "x")), hosts.logs()
+    assert not [site for site in sites if uuid in site.hypervisor.processes()], hosts.logs()
+
+
+@pytest.mark.parametrize("asked", ["h1", "h2", "h3"])
+def test_a_definition_that_stayed_behind_is_not_started_if_the_machine_moved_again(hosts, sites, asked):
+    """It runs at a hypervisor that no daemon knows: no node starts it, calls it off or lists it."""
+    serve(hosts, sites)
+    there, here = sites
+    outside = Site(hosts, hosts.h3, None)
+    try:
+        uuid = left_behind(hosts, sites)
+        here.hypervisor.virsh("start", "x")
+        hosts.wait_status("h3", "x", 0)
+        assert here.migrate("x", outside, keeps=True).wait(PATIENCE) == 0
+        assert uuid in outside.hypervisor.processes()
+        for action in ("status", "on", "off", "reboot"):
+            assert refused(hosts.ask(asked, action, "x")), f"{action}\n{hosts.logs()}"
+        assert hosts.ask(asked, "on", "x", extra=("--diagnose",)).rc == 1, hosts.logs()
+        assert uuid not in hosts.ask(asked, "list").out, hosts.logs()
+        assert [it for it in sites if uuid in it.hypervisor.processes()] == [] and uuid in outside.hypervisor.processes()
+    finally:
+        outside.close()
+
+
 @pytest.mark.parametrize("action", ["off", "reboot"])
 def test_a_dry_run_tells_what_the_owner_says(hosts, sites, action):
     """Whoever is asked: a moment after a migration the host that has it can't say, and one that passes it on knows no more."""

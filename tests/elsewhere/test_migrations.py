@@ -7,6 +7,7 @@ import struct
 
 import pytest
 
+from lab import process, programs
 from lab.hypervisor import crashing_disk, until
 from lab.programs import program
 
@@ -54,6 +55,108 @@ def test_a_dry_run_a_moment_after_a_migration(pair):
         assert asked.returncode == 1 and f"{action} would be tried, and nobody can say what comes of it" in said, said
         assert "C programs" not in said and said.count("cause: ") == 1, said
     assert pair.where("x") == ["h2"] and pair.ask("off", "x").rc == OK, pair.logs()
+
+
+def left_behind(pair, defined_too=False):
+    """x went from h1 to h2, and an off ended it there: libvirt of h1 says of its definition that the machine migrated away."""
+    here, there = pair.h1, pair.h2
+    here.has("x")
+    settle(pair, here.migrate("x", there, *(["--persistent"] if defined_too else [])))
+    assert pair.where("x") == ["h2"] and here.reason("x") == "shut off (migrated)", pair.logs()
+    assert pair.ask("off", "x").rc == OK and pair.where("x") == [], pair.logs()
+    assert pair.ask("status", "x").rc == OFF and here.reason("x") == "shut off (migrated)", pair.logs()
+
+
+def dry_run(pair, action):
+    """What `--diagnose` says of an action on x, with its exit code."""
+    asked = pair.guest.run([program("ours", "fence_xvm"), "--diagnose", "-o", action, "-n", "x", "-k", pair.key, "-t", "20"])
+    return asked.returncode, asked.stdout
+
+
+@pytest.mark.parametrize("first", ["h1", "h2", "both"])
+@pytest.mark.parametrize("defined", ["h1", "both"])
+def test_a_definition_that_stayed_behind_is_started(pair, defined, first):
+    """After a live migration and an off: the only definition is where the machine came from. Whoever calls back first."""
+    left_behind(pair, defined == "both")
+    if first != "both":
+        (pair.h2 if first == "h1" else pair.h1).does_not_call_back()
+    starts = first != "h2" or defined == "both"
+    code, said = dry_run(pair, "on")
+    assert (code == 0) == starts and ("would be started at host h" in said) == starts, said
+    result = pair.ask("on", "x")
+    assert result.rc == (OK if starts else FAILED), f"{result.result}\n{pair.logs()}"
+    runs = pair.where("x")
+    assert len(runs) == starts and (defined == "both" or runs in (["h1"], [])), runs
+    if starts and defined == first == "h1":
+        assert f"would be started at host {runs[0]}" in said, said
+    if not starts:
+        assert "has no definition of the domain" in said and "has no definition of the domain" in str(pair.h2.records()[-1]), said
+        return
+    # Once more, from where it is.
+    pair.h1.unfilter(), pair.h2.unfilter()
+    assert pair.ask("off", "x").rc == OK and pair.where("x") == [], pair.logs()
+    assert pair.ask("on", "x").rc == OK and len(pair.where("x")) == 1, pair.logs()
+
+
+@pytest.mark.parametrize("starts", ["yes", "no"])
+def test_a_reboot_of_a_machine_whose_definition_stayed_behind(hosts, starts):
+    """With `reboot_starts` it is started from there, and else it stays off: a dry run says so before."""
+    hosts.serve("h1", "h2", backend={"reboot_starts": starts})
+    left_behind(hosts)
+    hosts.h2.does_not_call_back()
+    code, said = dry_run(hosts, "reboot")
+    assert code == 0 and ("would be started at host h1" in said) == (starts == "yes"), said
+    assert hosts.ask("reboot", "x").rc == OK, hosts.logs()
+    assert hosts.where("x") == (["h1"] if starts == "yes" else []), hosts.logs()
+
+
+def test_a_reboot_where_only_the_memory_of_a_machine_is_starts_nothing(hosts):
+    """The dry run of a host without a definition does not promise a start."""
+    hosts.serve("h1", "h2", backend={"reboot_starts": "yes"})
+    left_behind(hosts)
+    hosts.h1.does_not_call_back()
+    code, said = dry_run(hosts, "reboot")
+    assert code == 0 and "would stay off" in said, said
+
+
+@pytest.mark.parametrize("how", ["removed", "moved again", "moved again, while h2 has the definition too"])
+def test_a_definition_that_stayed_behind_is_not_started_if(pair, how):
+    """What libvirt says of the first move is old. Nothing is started beside a machine that went to a host which nobody asks."""
+    left_behind(pair, how.endswith("too"))
+    if how == "removed":
+        pair.h1.hypervisor.virsh("undefine", "x")
+    else:
+        pair.h1.hypervisor.virsh("start", "x")
+        settle(pair, pair.h1.migrate("x", pair.h3))
+        assert pair.where("x") == ["h3"] and pair.h1.reason("x") == "shut off (migrated)"
+    left = pair.where("x")
+    code, said = dry_run(pair, "on")
+    assert code == 1, said
+    result = pair.ask("on", "x")
+    assert result.rc == FAILED and pair.where("x") == left, f"{result.result}\n{pair.logs()}"
+
+
+def test_a_machine_that_came_and_moved_again_before_the_order(hosts, monkeypatch):
+    """h1 has seen x off everywhere and is about to start it. The definition says the same after the move of another instance. The
+    fault points are in debug builds alone (see fence_races/test_ends.py)."""
+    with monkeypatch.context() as patch:
+        patch.setattr(programs, "OURS_DIR", programs.DEBUG_DIR)
+        hosts.h1.serve(backend={"reboot_starts": "yes"})
+        hosts.h2.serve()
+        hosts.acquaint(hosts.h1, hosts.h2)
+        left_behind(hosts)
+        hosts.h2.does_not_call_back()
+        patch.setenv("FENCE_VIRTD_STOP_AT", "seen_off")
+        hosts.h1.serve_again()
+    agent = hosts.agent("reboot", "x")
+    until(lambda: process.is_frozen(hosts.h1.daemon.pid), PATIENCE, f"x was seen off\n{hosts.logs()}")
+    hosts.h1.hypervisor.virsh("start", "x")
+    settle(hosts, hosts.h1.migrate("x", hosts.h3))
+    assert hosts.where("x") == ["h3"]
+    process.thaw(hosts.h1.daemon.pid)
+    agent.finish(PATIENCE)
+    until(hosts.h1.records, PATIENCE, f"the reboot has ended\n{hosts.logs()}")
+    assert hosts.where("x") == ["h3"], hosts.logs()
 
 
 def test_a_reboot_whose_start_fails_is_a_warning(pair):

@@ -29,6 +29,7 @@ pub struct Directory {
 struct LostDomain {
     name: String,
     state: PublishedState,
+    is_away: bool,
 }
 
 #[derive(Debug, Default)]
@@ -52,7 +53,7 @@ pub enum DirectoryAnswer {
     ///
     /// It may be on at a host that is not heard, whatever these have seen.
     Off {
-        /// Members that have the domain, off.
+        /// Members that have the domain, off. First those that have a definition.
         at: Vec<Member>,
     },
     /// Last known on at this node, whose daemon is not in its group.
@@ -104,10 +105,10 @@ impl Directory {
             // Those that may still run come first, where not all can be remembered.
             let (on, off): (Vec<_>, Vec<_>) =
                 host.domains.into_values().partition(|it| it.state == PublishedState::On);
-            for PublishedDomain { uuid, name, state } in on.into_iter().chain(off) {
+            for PublishedDomain { uuid, name, state, is_away } in on.into_iter().chain(off) {
                 let is_known_on = lost.get(&uuid).is_some_and(|it| it.state == PublishedState::On);
                 if !is_known_on && (lost.len() < MAX_LOST || lost.contains_key(&uuid)) {
-                    lost.insert(uuid, LostDomain { name, state });
+                    lost.insert(uuid, LostDomain { name, state, is_away });
                 }
             }
         }
@@ -227,9 +228,10 @@ impl Directory {
         if let Some(node) = self.lost.keys().find(|node| self.is_lost_at(**node, uuid)) {
             return DirectoryAnswer::Lost(*node);
         }
+        // Those with a definition come first: they can start it.
         let mut at = with(PublishedState::Off);
-        at.extend(with(PublishedState::Gone));
         at.extend(with(PublishedState::Rests));
+        at.extend(with(PublishedState::Gone));
         let last_at = || self.lost.iter().find(|(_, it)| it.contains_key(uuid));
         match last_at() {
             _ if !at.is_empty() => DirectoryAnswer::Off { at },
@@ -272,8 +274,9 @@ impl Directory {
 
     /// Returns the domains of lost nodes with the state in which they were seen last: name, UUID and state.
     /// Those that were on there are on at no host since; the others may be of hosts that are heard, too.
+    /// Without those that had migrated away from there.
     pub fn last_seen(&self) -> impl Iterator<Item = (&str, &str, PublishedState)> {
-        let domains = self.lost.values().flatten();
+        let domains = self.lost.values().flatten().filter(|(_, it)| !it.is_away);
         domains.map(|(uuid, it)| (it.name.as_str(), uuid.as_str(), it.state))
     }
 
@@ -352,7 +355,7 @@ mod tests {
     const B: Member = Member { node: 2, pid: 20 };
 
     fn domain(uuid: &str, name: &str, state: PublishedState) -> PublishedDomain {
-        PublishedDomain { uuid: uuid.to_owned(), name: name.to_owned(), state }
+        PublishedDomain::new(uuid.to_owned(), name.to_owned(), state)
     }
 
     fn both() -> Directory {
@@ -374,6 +377,20 @@ mod tests {
         directory.gone(B, "u");
         assert_eq!(directory.find("u"), DirectoryAnswer::Off { at: vec![A] });
         assert_eq!(directory.find("v"), DirectoryAnswer::Unknown);
+    }
+
+    /// The host that can start it is asked first, and no list has a definition that the machine left behind.
+    #[test]
+    fn a_definition_comes_before_a_name_and_one_that_stayed_behind_is_not_listed() {
+        let mut directory = both();
+        directory.domain(A, domain("u", "n", PublishedState::Gone));
+        let away = PublishedDomain { is_away: true, ..domain("u", "n", PublishedState::Rests) };
+        directory.domain(B, away);
+        assert_eq!(directory.find("u"), DirectoryAnswer::Off { at: vec![B, A] });
+        assert_eq!(directory.named("n", false), [("n".to_owned(), "u".to_owned())]);
+        directory.domain(B, domain("w", "m", PublishedState::Rests));
+        directory.members(&[A].into(), &BTreeSet::new());
+        assert_eq!(directory.last_seen().map(|it| it.1).collect::<Vec<_>>(), ["w"]);
     }
 
     #[test]

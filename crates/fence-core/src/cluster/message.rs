@@ -521,6 +521,17 @@ pub struct PublishedDomain {
     pub name: String,
     /// State of the domain at the sender's host.
     pub state: PublishedState,
+    /// The definition stayed behind when the machine migrated away: no list has the domain for it. Hosts of
+    /// the last release do not know this, and do not publish such a definition.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_away: bool,
+}
+
+impl PublishedDomain {
+    /// Builds a domain that did not migrate away from the sender's host.
+    pub fn new(uuid: String, name: String, state: PublishedState) -> Self {
+        Self { uuid, name, state, is_away: false }
+    }
 }
 
 /// State of a domain as its host publishes it.

@@ -22,6 +22,7 @@ use self::act::{
     ActFailure, DomainReading, EndForecast, NamesakesHere, OtherEnd, PowerOffHere, PowerOffOrder, StartOrder,
     StartResult, StartSource, look,
 };
+use self::judged_move::{JudgedMove, MovesBefore};
 use self::second_instance::{ANSWER_AGE, SecondInstance};
 use self::start_check::{DownCourse, StartCheck, StartPlaces};
 use self::target::{MatchedDomain, TargetQuery};
@@ -47,6 +48,7 @@ use fence_core::intent::{PendingOrder, StartOwed};
 use fence_core::owed_start::{PlaceMemory, StartVerdict};
 
 mod act;
+mod judged_move;
 mod second_instance;
 mod start_check;
 mod target;
@@ -87,6 +89,8 @@ pub(crate) struct LibvirtBackend {
 pub(crate) struct DomainHere {
     pub(crate) domain: DomainRef,
     pub(crate) sight: Sight,
+    /// A hypervisor has a definition or an instance; else only the name is remembered.
+    pub(crate) is_known: bool,
 }
 
 /// Result of the search for a domain on this host.
@@ -94,8 +98,6 @@ struct SearchedDomain {
     here: DomainHere,
     /// Reasons why hypervisors could not be asked.
     silent: Vec<String>,
-    /// A hypervisor has a definition or an instance.
-    is_known: bool,
 }
 
 impl LibvirtBackend {
@@ -242,6 +244,11 @@ impl LibvirtBackend {
         self.hypervisors.iter().map(|it| it.last_seen(libvirt_uuid(uuid))).collect()
     }
 
+    /// Notes the moves of a domain away from here, before looks that may prove the domain off.
+    fn moves_before(&self, uuid: DomainId) -> MovesBefore {
+        MovesBefore::note(self.last_seen(uuid))
+    }
+
     /// Forgets the moves of a domain that a proof has judged, if nothing came since its looks began: the
     /// domain ended after them.
     fn forget_moves(&self, uuid: DomainId, proof: &ProvedOff, judged: &[Option<LastSeen>]) {
@@ -283,7 +290,7 @@ impl LibvirtBackend {
     /// speaks of other hosts. The hosts of a cluster share a result for a UUID, whatever named it: so this is
     /// a domain that is meant by its name.
     pub(crate) async fn find_here(&self, target: &Target, until: Instant) -> Result<DomainHere, LocateError> {
-        let SearchedDomain { mut here, silent, .. } = self.search(target, until).await?;
+        let SearchedDomain { mut here, silent } = self.search(target, until).await?;
         here.domain.by = TargetKind::Name;
         match here.sight {
             Sight::On | Sight::Moving => Ok(here),
@@ -315,11 +322,12 @@ impl LibvirtBackend {
         let here = |home: usize, it: &MatchedDomain| DomainHere {
             domain: it.reference(home, wanted.kind_for(it.uuid)),
             sight: it.sight.clone(),
+            is_known: true,
         };
         match &found[..] {
             [] if reasons.is_empty() => {
                 let ended = self.ended(&wanted).ok_or(LocateError::NotFound);
-                ended.map(|here| SearchedDomain { here, silent: reasons, is_known: false })
+                ended.map(|here| SearchedDomain { here, silent: reasons })
             }
             [] => Err(LocateError::Unavailable(reasons.join("; "))),
             // One UUID is one domain, wherever it is defined or on. Of several hypervisors the first in the
@@ -333,7 +341,7 @@ impl LibvirtBackend {
                 if another {
                     return Err(LocateError::Unavailable(reasons.join("; ")));
                 }
-                Ok(SearchedDomain { here: here(*home, one), silent: reasons, is_known: true })
+                Ok(SearchedDomain { here: here(*home, one), silent: reasons })
             }
             several => Err(LocateError::Ambiguous(
                 several
@@ -393,12 +401,12 @@ impl LibvirtBackend {
                 home: DomainHome::Here(home),
                 by: wanted.kind_for(uuid),
             };
-            Some(DomainHere { domain, sight: Sight::Ended(it.end_age(uuid)) })
+            Some(DomainHere { domain, sight: Sight::Ended(it.end_age(uuid)), is_known: false })
         })
     }
 
     async fn locate_domain(&self, target: &Target, until: Instant) -> Result<LocatedDomain, LocateError> {
-        let SearchedDomain { here: DomainHere { domain, sight }, silent, is_known } =
+        let SearchedDomain { here: DomainHere { domain, sight, is_known }, silent } =
             match self.search(target, until).await {
                 Err(LocateError::NotFound) => return Err(self.not_found(target, until).await),
                 other => other?,
@@ -484,8 +492,7 @@ impl LibvirtBackend {
         for_reboot: bool,
         lease: &Lease,
     ) -> Result<PowerOffResult<'_>, ActionError> {
-        let asked = Instant::now();
-        let question = DomainQuestion::about(domain);
+        let (asked, question) = (Instant::now(), DomainQuestion::about(domain));
         let (mut next, mut acted, mut source) = (self.home_of(domain)?, false, None);
         let mut second = self.seek_second(&question, lease.until());
         let (mut gave_way, mut is_twice, mut other_end) = (0, false, OtherEnd::NotSought);
@@ -501,8 +508,8 @@ impl LibvirtBackend {
                     let (also_on, ran_elsewhere) = tokio::join!(here, second.is_found());
                     if also_on.is_none() && !ran_elsewhere && !is_twice {
                         let proof = ProvedOff::from_end(asked, &look).map_err(|it| after(true, it.into()))?;
-                        let restart =
-                            start_from.zip(announced).map(|it| self.restart(next, domain, it, &course));
+                        let order = start_from.zip(announced).map(|(source, it)| (source, None, it));
+                        let restart = order.map(|it| self.restart(next, domain, it, &course));
                         return Ok(PowerOffResult::settled(proof, false, restart));
                     }
                     // It ran twice: each instance is ended, and the end of one says nothing of the other.
@@ -529,14 +536,15 @@ impl LibvirtBackend {
             // No instance that ran here was ended: every place has to say that it has none.
             let debt = lease.trail().intent().and_then(OpenIntent::debt).filter(|_| for_reboot);
             let starts = for_reboot && (acted || self.reboot_starts || debt.is_some());
-            let announced = starts.then(|| self.announce(domain));
+            let (announced, moves) = (starts.then(|| self.announce(domain)), self.moves_before(domain.uuid));
             match self.place_to_end(&question, lease.until()).await {
                 Ok(PlaceToEnd::Nowhere(proof)) => {
                     let saved = self.discard_other_memories(next, libvirt_uuid(domain.uuid), lease).await;
                     saved.map_err(|it| after(acted, it))?;
                     let source = source.or_else(|| self.source_of_debt(debt?));
                     let (home, source) = source.unwrap_or((next, StartSource::Definition));
-                    let restart = announced.map(|it| self.restart(home, domain, (source, it), &course));
+                    let order = announced.map(|it| (source, moves.at(home), it));
+                    let restart = order.map(|it| self.restart(home, domain, it, &course));
                     let note = debt.map(|_| TOOK_OVER.to_owned());
                     return Ok(PowerOffResult { note, ..PowerOffResult::settled(proof, !acted, restart) });
                 }
@@ -604,7 +612,9 @@ impl LibvirtBackend {
             }
             match self.place_to_end(&question, until).await? {
                 PlaceToEnd::Hypervisor(home) => next = home,
-                PlaceToEnd::Nowhere(_) if for_reboot && self.reboot_starts => {
+                PlaceToEnd::Nowhere(_)
+                    if for_reboot && self.reboot_starts && self.is_defined(home, domain, until).await? =>
+                {
                     return Ok(PowerForecast::Starts { at: place_of(home) });
                 }
                 PlaceToEnd::Nowhere(_) => return Ok(PowerForecast::StaysOff),
@@ -622,6 +632,17 @@ impl LibvirtBackend {
         round.iter().filter(|it| it.place != own).all(|it| has_none(it) && it.namesakes.is_empty())
     }
 
+    /// Returns whether a domain that is off can be started at this hypervisor from a definition there.
+    async fn is_defined(
+        &self,
+        home: &Arc<Hypervisor>,
+        domain: &DomainRef,
+        until: Instant,
+    ) -> Result<bool, ActionError> {
+        let uuid = libvirt_uuid(domain.uuid);
+        Ok(home.ask(until, move |c| look(c, uuid)).await? != DomainReading::Gone)
+    }
+
     /// Says what a start would do.
     async fn forecast_on(&self, domain: &DomainRef, until: Instant) -> Result<PowerForecast, ActionError> {
         let home = self.home(domain)?;
@@ -632,11 +653,10 @@ impl LibvirtBackend {
         match (StartDecision::after(&looks), looks) {
             (StartDecision::IsOn, _) => Ok(PowerForecast::StaysOn),
             (StartDecision::Start, _) => {
-                let uuid = libvirt_uuid(domain.uuid);
-                match home.ask(until, move |c| look(c, uuid)).await? {
-                    DomainReading::Gone => Err(ActionError::Refused(no_definition(home.uri()))),
-                    _ => Ok(PowerForecast::Starts { at: place_of(home) }),
+                if !self.is_defined(home, domain, until).await? {
+                    return Err(ActionError::Refused(act::no_definition(home.uri())));
                 }
+                Ok(PowerForecast::Starts { at: place_of(home) })
             }
             (StartDecision::GiveWay, Err(doubt)) => Ok(PowerForecast::Uncertain(doubt.to_string())),
             (StartDecision::Fail | StartDecision::GiveWay, looks) => {
@@ -769,12 +789,13 @@ impl LibvirtBackend {
         &'a self,
         home: usize,
         domain: &DomainRef,
-        (source, announced): (StartSource, StartAnnouncement),
+        // Without a judged move: one that libvirt tells of is younger than the end that was seen here.
+        (source, judged, announced): (StartSource, Option<JudgedMove>, StartAnnouncement),
         course: &DownCourse,
     ) -> Box<dyn Restart + 'a> {
         let (home, uuid) = (Arc::clone(&self.hypervisors[home]), libvirt_uuid(domain.uuid));
         let check = Some(StartCheck::after(self, (domain, home.uri()), course));
-        Box::new(LibvirtRestart { home, uuid, source, announced, check, has_begun: true })
+        Box::new(LibvirtRestart { home, uuid, source, judged, announced, check, has_begun: true })
     }
 
     /// Powers a domain off at one hypervisor.
@@ -840,16 +861,17 @@ impl LibvirtBackend {
     /// Starts a domain that every place shows off.
     async fn start_domain(&self, domain: &DomainRef, lease: &Lease) -> Result<(), ActionError> {
         let mut gave_way = 0;
-        let announced = loop {
+        let (announced, moves) = loop {
             lease.check()?;
             if self.look(domain, lease.until()).await == Ok(Sight::On) {
                 return Ok(());
             }
             // Another host that is asked for the same start sees this, or this one sees the other's.
             let announced = self.announce(domain);
+            let moves = self.moves_before(domain.uuid);
             let looks = self.prove_off_here(&DomainQuestion::about(domain), lease.until()).await;
             match (StartDecision::after(&looks), looks) {
-                (StartDecision::Start, _) => break announced,
+                (StartDecision::Start, _) => break (announced, moves),
                 (StartDecision::IsOn, _) => return Ok(()),
                 (StartDecision::GiveWay, Err(doubt)) => {
                     drop(announced);
@@ -862,14 +884,13 @@ impl LibvirtBackend {
                 }
             }
         };
-        let (home, uuid) = (Arc::clone(self.home(domain)?), libvirt_uuid(domain.uuid));
-        let source = StartSource::Definition;
+        let place = self.home_of(domain)?;
+        let (home, uuid) = (Arc::clone(&self.hypervisors[place]), libvirt_uuid(domain.uuid));
+        let (source, judged) = (StartSource::Definition, moves.at(place));
         let check = Some(StartCheck::after(self, (domain, home.uri()), &DownCourse::default()));
-        let start = LibvirtRestart { home, uuid, source, announced, check, has_begun: false };
-        match start.bring_up(lease).await {
-            Err(ActionError::Gone) => Err(ActionError::Refused(no_definition(self.home(domain)?.uri()))),
-            other => other,
-        }
+        LibvirtRestart { home, uuid, source, judged, announced, check, has_begun: false }
+            .bring_up(lease)
+            .await
     }
 }
 
@@ -921,15 +942,6 @@ fn handed_over(other_end: OtherEnd, silent: &[String]) -> String {
     }
 }
 
-/// Returns the refusal to start a domain that was seen off everywhere. Only this hypervisor was asked for its
-/// definition: another place may have one.
-fn no_definition(uri: &str) -> String {
-    format!(
-        "the domain is off, and libvirt at {uri} has no definition of the domain. Start the domain at \
-         a host that has one: virsh list --all on each host"
-    )
-}
-
 /// Pauses after an announcement was taken back, for a time that differs from that of other hosts and grows
 /// with the times that this host gave way before.
 pub(crate) async fn give_way(times: u32) {
@@ -942,6 +954,8 @@ struct LibvirtRestart<'b> {
     home: Arc<Hypervisor>,
     uuid: Uuid,
     source: StartSource,
+    /// Move away from the hypervisor that the proof before the start has judged.
+    judged: Option<JudgedMove>,
     /// Stands until the instance is seen, or the hypervisor refused.
     announced: StartAnnouncement,
     /// Asked right before the order; none where the start is not ordered again if libvirt goes away.
@@ -975,7 +989,7 @@ impl LibvirtRestart<'_> {
     }
 
     async fn order_start(self, lease: &Lease) -> Result<(), ActionError> {
-        let Self { home, uuid, source, announced, mut check, mut has_begun } = self;
+        let Self { home, uuid, source, judged, announced, mut check, mut has_begun } = self;
         let source = Arc::new(source);
         let mut gone = None;
         lease.check()?;
@@ -985,18 +999,21 @@ impl LibvirtRestart<'_> {
             if let Err(lapsed) = lease.check() {
                 return Err(gone.map_or(lapsed, ActionError::from));
             }
+            if let Some(it) = judged {
+                it.await_events(uuid, &home, lease.until()).await;
+            }
             let order_by = match &check {
                 Some(it) if gone.is_none() || home.is_up() => it.ask(lease.until()).await?,
                 // It may be back with the call: what is there is watched, and an order is asked about first.
                 Some(_) => Instant::now(),
                 None => Instant::now() + ANSWER_AGE,
             };
-            let (held, source) = (lease.clone(), Arc::clone(&source));
+            let (held, source, memory) = (lease.clone(), Arc::clone(&source), Arc::clone(&home));
             // The call may go on when nobody waits for it any more, and the start with it.
             let (announced, under_way, may_come) = (announced.clone(), watch.call(), watch.may_come());
             let start = move |c: &OrdinaryConnection| {
-                let order = StartOrder { uuid, source: &source, order_by };
-                let started = act::bring_up(c, &order, &held, &may_come);
+                let order = StartOrder { uuid, source: &source, judged, order_by };
+                let started = act::bring_up(c, &order, &memory, &held, &may_come);
                 drop((announced, under_way));
                 ActFailure::separate(started)
             };
@@ -1102,15 +1119,17 @@ impl Backend for LibvirtBackend {
         lease: &Lease,
     ) -> Result<(), ActionError> {
         let Some((uri, xml)) = xml else { return self.start_domain(domain, lease).await };
-        let home = self.hypervisors.iter().find(|it| it.uri() == uri).ok_or_else(|| {
+        let place = self.hypervisors.iter().position(|it| it.uri() == uri).ok_or_else(|| {
             ActionError::Refused(format!("libvirt at {uri} is not in the configuration any more"))
         })?;
-        let announced = self.announce(domain);
+        let (announced, moves) = (self.announce(domain), self.moves_before(domain.uuid));
         let _proof = self.prove_off_here(&DomainQuestion::about(domain), lease.until()).await?;
-        let (home, uuid) = (Arc::clone(home), libvirt_uuid(domain.uuid));
-        let source = StartSource::Xml(Zeroizing::new(xml.to_owned()));
+        let (home, uuid) = (Arc::clone(&self.hypervisors[place]), libvirt_uuid(domain.uuid));
+        let (source, judged) = (StartSource::Xml(Zeroizing::new(xml.to_owned())), moves.at(place));
         // Whoever owes the start has just judged it, and does so again if libvirt goes away.
-        LibvirtRestart { home, uuid, source, announced, check: None, has_begun: false }.bring_up(lease).await
+        LibvirtRestart { home, uuid, source, judged, announced, check: None, has_begun: false }
+            .bring_up(lease)
+            .await
     }
 
     async fn order_settles(&self, order: &PendingOrder, domain: DomainId, until: Instant) {

@@ -36,6 +36,10 @@ use fence_core::owed_start::StartVerdict;
 /// Forecast for a domain that was on at another host a moment ago.
 const JUST_GONE: &str = "the domain has just gone off, or to another host";
 
+/// Refusal to start a domain that no node has defined.
+const NO_DEFINITION: &str = "the domain is off, and no node that is heard has a definition of the domain. \
+                             Start the domain at a host that has one: virsh list --all on each host";
+
 /// Backend for the domains of all hosts of a corosync cluster.
 pub(crate) struct CpgBackend {
     local: Arc<LibvirtBackend>,
@@ -90,15 +94,23 @@ impl CpgBackend {
             _ => self.tell_apart(target, known, until).await?,
         };
         let own = here.as_ref().ok().filter(|it| it.domain.uuid == domain.uuid);
-        if let Some(DomainHere { domain, sight: Sight::On }) = own {
+        if let Some(DomainHere { domain, sight: Sight::On, .. }) = own {
             return Ok(LocatedDomain::Here(domain.clone()));
         }
         let elsewhere = DomainRef { home: DomainHome::Elsewhere, ..domain.clone() };
         Ok(match (self.cluster.place(domain.uuid), own) {
             (DomainPlace::On(_), _) => LocatedDomain::Elsewhere(elsewhere),
-            (_, Some(DomainHere { domain, sight: Sight::Moving })) => LocatedDomain::Moving(domain.clone()),
+            (_, Some(DomainHere { domain, sight: Sight::Moving, .. })) => {
+                LocatedDomain::Moving(domain.clone())
+            }
             (DomainPlace::Lost { .. } | DomainPlace::NotYet(_) | DomainPlace::Doubt(_), _) => {
                 LocatedDomain::InDoubt(elsewhere)
+            }
+            // It may be at a host that is no node.
+            (DomainPlace::Off(at), Some(DomainHere { domain, sight: Sight::MovedAway(_), .. }))
+                if at.iter().all(|it| Some(*it) == self.cluster.me()) =>
+            {
+                LocatedDomain::InDoubt(domain.clone())
             }
             // Known to be on at no host: this one can answer as well as any.
             (DomainPlace::Off(_), Some(own)) => LocatedDomain::Off(own.domain.clone()),
@@ -135,7 +147,7 @@ impl CpgBackend {
     /// Locates a domain without corosync: only domains that run here are found.
     fn locate_alone(&self, here: Result<DomainHere, LocateError>) -> Result<LocatedDomain, LocateError> {
         Err(LocateError::Unavailable(match here {
-            Ok(DomainHere { domain, sight: Sight::On }) => return Ok(LocatedDomain::Here(domain)),
+            Ok(DomainHere { domain, sight: Sight::On, .. }) => return Ok(LocatedDomain::Here(domain)),
             Err(error) => format!("{error}; {}", self.cluster.standalone_reason()),
             Ok(_) => self.cluster.standalone_reason(),
         }))
@@ -154,8 +166,9 @@ impl CpgBackend {
                 return self.owners_alone(here);
             }
             let me = self.cluster.me();
+            let has_ended = |it| self.cluster.has_ended_at(it, domain.uuid);
             let place = PublishedPlace::of(self.read_directory(domain, &here, until).await?, me);
-            let error = match next_step(here, place, |member| self.cluster.is_legacy(member)) {
+            let error = match next_step(here, place, |it| self.cluster.is_legacy(it), has_ended) {
                 OwnerStep::AskRunning(at) => return Ok(DomainOwners::At { at, is_on: true }),
                 OwnerStep::AskResting(at) => {
                     if self.is_daemon_awaited(&mut pauses, until, is_news).await {
@@ -197,11 +210,11 @@ impl CpgBackend {
         let found = self.local.find_here(target, until).await;
         self.cluster.check_found(target.as_str(), &found);
         Ok(match found {
-            Ok(DomainHere { domain, sight }) => match sight {
+            Ok(DomainHere { domain, sight, is_known }) => match sight {
                 Sight::On | Sight::Moving => LocalReading::On(domain),
-                Sight::Ended(_) => LocalReading::WentOff(domain),
-                Sight::Off => LocalReading::DefinedOff(domain),
-                Sight::Absent | Sight::MovedAway(_) => LocalReading::NotHere,
+                Sight::Ended(_) => LocalReading::WentOff { domain, is_defined: is_known },
+                Sight::Off | Sight::MovedAway(_) => LocalReading::DefinedOff(domain),
+                Sight::Absent => LocalReading::NotHere,
                 Sight::Unknown(why) | Sight::Down(why) => LocalReading::Unavailable(why),
             },
             Err(LocateError::NotFound) => LocalReading::NotHere,
@@ -217,7 +230,7 @@ impl CpgBackend {
         match here {
             LocalReading::On(own) => Ok(DomainOwners::At { at: vec![OwnerHost::Here(own)], is_on: true }),
             LocalReading::Unavailable(why) => Err(ActionError::Unavailable(why)),
-            LocalReading::WentOff(_) | LocalReading::DefinedOff(_) | LocalReading::NotHere => {
+            LocalReading::WentOff { .. } | LocalReading::DefinedOff(_) | LocalReading::NotHere => {
                 Err(ActionError::Unavailable(self.cluster.standalone_reason()))
             }
         }
@@ -595,6 +608,9 @@ impl CpgBackend {
             (Ok(_), PowerAction::On, DomainOwners::Lost { node, .. }) => Err(self.not_startable(*node)),
             (Ok(_), PowerAction::On, DomainOwners::At { at, .. }) => match &at[0] {
                 OwnerHost::Here(own) => self.local.forecast(own, action, lease).await,
+                OwnerHost::There(member) if self.cluster.has_ended_at(*member, domain.uuid) => {
+                    Err(ActionError::Refused(NO_DEFINITION.to_owned()))
+                }
                 there @ OwnerHost::There(_) => Ok(PowerForecast::Starts { at: self.owner_name(there) }),
             },
             (Ok(_), PowerAction::Reboot, DomainOwners::At { at, .. }) => match &at[0] {

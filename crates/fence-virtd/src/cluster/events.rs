@@ -319,9 +319,10 @@ fn published(uuid: Uuid, own: OwnDomain) -> PublishedDomain {
         OwnPower::On => PublishedState::On,
         OwnPower::Gone => PublishedState::Gone,
         // Not `Off`: hosts of the last release would take what was seen here for evidence about all nodes.
-        OwnPower::Resting => PublishedState::Rests,
+        OwnPower::Resting | OwnPower::Away => PublishedState::Rests,
     };
-    PublishedDomain { uuid: uuid.to_string(), name: own.name, state }
+    let is_away = own.power == OwnPower::Away;
+    PublishedDomain { uuid: uuid.to_string(), name: own.name, state, is_away }
 }
 
 fn leave_reason(reason: Reason) -> &'static str {

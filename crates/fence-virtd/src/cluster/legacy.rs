@@ -86,7 +86,8 @@ impl Cluster {
 
     pub(super) fn publish_to_legacy(&self, state: &ClusterState, uuid: Uuid, own: &OwnDomain) {
         let Some(owner) = state.legacy.node().filter(|_| !state.legacy_members().is_empty()) else { return };
-        if own.power == OwnPower::Gone {
+        // A C daemon would take the definition that stayed behind for the machine.
+        if matches!(own.power, OwnPower::Gone | OwnPower::Away) {
             return;
         }
         self.send_to_legacy(&CpgMessage::Domain(CpgDomain {
@@ -116,7 +117,7 @@ impl Cluster {
                 state.legacy.published(from, &uuid, is_on);
                 state.update_silences();
                 let power = if is_on { PublishedState::On } else { PublishedState::Rests };
-                state.directory.domain(from, PublishedDomain { uuid, name: domain.name, state: power });
+                state.directory.domain(from, PublishedDomain::new(uuid, domain.name, power));
             }
             CpgMessage::Request { sequence, request } if is_legacy => {
                 self.on_legacy_request(&mut state, from, sequence, request);

@@ -26,13 +26,16 @@ pub(crate) struct OwnDomain {
     pub(crate) power: OwnPower,
 }
 
-/// Power of an own domain, least certain first.
+/// Power of an own domain. Of several hypervisors the one with the last of these counts: a definition can be
+/// started, a name alone can't.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum OwnPower {
-    /// Defined and not on here; the domain may be on elsewhere.
-    Resting,
     /// Seen to go off here a short while ago, without a definition left: its name is known for a while.
     Gone,
+    /// Defined, and the machine migrated away by libvirt's word.
+    Away,
+    /// Defined and not on here; the domain may be on elsewhere.
+    Resting,
     /// On. Every state that is not off counts as on.
     On,
 }
@@ -121,7 +124,7 @@ impl DomainFollower for OwnFollower {
 
     fn read_listed(&self, connection: &Connection, record: DomainRecord) -> Result<Option<OwnDomain>, Error> {
         Ok(match record.state {
-            State::MovedAway => None,
+            State::MovedAway => Some(OwnDomain { name: record.name, power: OwnPower::Away }),
             // A crashed domain may be gone: only the domain itself tells.
             State::Crashed => self.read_one(connection, record.uuid)?,
             State::ShutOff => Some(OwnDomain { name: record.name, power: OwnPower::Resting }),
@@ -134,7 +137,9 @@ impl DomainFollower for OwnFollower {
         let seen = |domain: &Domain| Ok((domain.state()?, domain.is_active()?));
         let Some(domain) = connection.domain_by_uuid(uuid)? else { return Ok(gone(&self.hypervisor, uuid)) };
         match seen(&domain) {
-            Ok((State::MovedAway, _)) => Ok(None),
+            Ok((State::MovedAway, _)) => {
+                Ok(Some(OwnDomain { name: domain.name().to_owned(), power: OwnPower::Away }))
+            }
             Ok((_, true)) => Ok(Some(OwnDomain { name: domain.name().to_owned(), power: OwnPower::On })),
             Ok((_, false)) => {
                 Ok(Some(OwnDomain { name: domain.name().to_owned(), power: OwnPower::Resting }))

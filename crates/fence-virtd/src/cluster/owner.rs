@@ -95,10 +95,15 @@ impl AskExecution<'_> {
         self.stages.resolved = Some(StageTimes::since(job.arrived));
         self.cluster.check_found(&self.ask.uuid, &found);
         let (domain, sight) = match found {
-            Ok(DomainHere { domain, sight: sight @ (Sight::On | Sight::Moving | Sight::Ended(_)) }) => {
+            Ok(DomainHere {
+                domain, sight: sight @ (Sight::On | Sight::Moving | Sight::Ended(_)), ..
+            }) => (domain, sight),
+            // The asker has looked at all nodes. This host looks at them again before it starts the domain.
+            Ok(DomainHere { domain, sight: sight @ (Sight::Off | Sight::MovedAway(_)), .. })
+                if self.ask.rests =>
+            {
                 (domain, sight)
             }
-            Ok(DomainHere { domain, sight: sight @ Sight::Off }) if self.ask.rests => (domain, sight),
             Ok(DomainHere { sight: Sight::Unknown(why), .. }) => {
                 return (ServeOutcome::Failed(ActionError::Unavailable(why)), None);
             }

@@ -22,9 +22,12 @@ pub(super) enum OwnerHost {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum LocalReading {
     On(DomainRef),
-    /// Seen to go off here a short while ago.
-    WentOff(DomainRef),
-    /// Defined and not on here; the domain may be on elsewhere.
+    /// Seen to go off here a short while ago, with a definition or without.
+    WentOff {
+        domain: DomainRef,
+        is_defined: bool,
+    },
+    /// Defined and not on here; the domain may be on elsewhere, and may have migrated there from here.
     DefinedOff(DomainRef),
     NotHere,
     /// A hypervisor cannot be asked, for this reason.
@@ -74,7 +77,8 @@ impl PublishedPlace {
 pub(super) enum OwnerStep {
     /// Ask these hosts, where the domain is on. Never empty.
     AskRunning(Vec<OwnerHost>),
-    /// Look at all nodes whether the domain is off, and then ask these hosts, which have it. Never empty.
+    /// Look at all nodes whether the domain is off, and then ask these hosts, which have it: first those with
+    /// a definition. Never empty.
     AskResting(Vec<OwnerHost>),
     /// Look at all nodes whether the domain is off, and whether this node is down, where it was on last.
     AskLost { node: u32, why: String },
@@ -84,11 +88,13 @@ pub(super) enum OwnerStep {
     Fail(ActionError),
 }
 
-/// Returns the next step: one row for each pair of a reading and a place.
+/// Returns the next step: one row for each pair of a reading and a place. `has_ended`: says of a member that
+/// the domain ended there and left no definition.
 pub(super) fn next_step(
     here: LocalReading,
     place: PublishedPlace,
     is_legacy: impl Fn(Member) -> bool,
+    has_ended: impl Fn(Member) -> bool,
 ) -> OwnerStep {
     use LocalReading as Here;
     use PublishedPlace as Place;
@@ -99,33 +105,47 @@ pub(super) fn next_step(
         (_, Place::NotYet(why)) => OwnerStep::AwaitChange(ActionError::Unavailable(why)),
         // A domain that is on elsewhere is not on here, even if a hypervisor here cannot be asked.
         (_, Place::OnThere { at, here_too: false })
-        | (Here::WentOff(_) | Here::DefinedOff(_) | Here::NotHere, Place::OnThere { at, .. }) => {
+        | (Here::WentOff { .. } | Here::DefinedOff(_) | Here::NotHere, Place::OnThere { at, .. }) => {
             OwnerStep::AskRunning(at.into_iter().map(OwnerHost::There).collect())
         }
         (Here::Unavailable(why), _) => OwnerStep::Fail(ActionError::Unavailable(why)),
-        (Here::WentOff(own), Place::OnHere) => OwnerStep::AskResting(with_own(own, Vec::new())),
+        (Here::WentOff { domain: own, .. }, Place::OnHere) => {
+            OwnerStep::AskResting(with_own(own, Vec::new()))
+        }
         // The domain was on here a moment ago, and libvirt has not reported yet what became of it. Or this
         // host has not received its own messages yet, and so no later ones of the others either.
         (Here::DefinedOff(_) | Here::NotHere, Place::OnHere)
-        | (Here::WentOff(_) | Here::DefinedOff(_), Place::Unknown) => {
+        | (Here::WentOff { .. } | Here::DefinedOff(_), Place::Unknown) => {
             OwnerStep::AwaitChange(ActionError::Gone)
         }
         (Here::NotHere, Place::Unknown) => OwnerStep::Fail(ActionError::Gone),
-        (Here::WentOff(own) | Here::DefinedOff(own), Place::Off(mut at)) => {
+        (Here::WentOff { domain: own, is_defined: false }, Place::Off(at)) => {
+            without_definition(Some(own), at, is_legacy, has_ended)
+        }
+        (Here::WentOff { domain: own, .. } | Here::DefinedOff(own), Place::Off(mut at)) => {
             // Legacy hosts were polled just now.
             at.retain(|member| !is_legacy(*member));
             OwnerStep::AskResting(with_own(own, at))
         }
-        (Here::NotHere, Place::Off(mut at)) => {
-            if !at.iter().all(|member| is_legacy(*member)) {
-                at.retain(|member| !is_legacy(*member));
-            }
-            if at.is_empty() {
-                return OwnerStep::Fail(ActionError::Gone);
-            }
-            OwnerStep::AskResting(at.into_iter().map(OwnerHost::There).collect())
-        }
+        (Here::NotHere, Place::Off(at)) => without_definition(None, at, is_legacy, has_ended),
     }
+}
+
+/// Returns the step for a domain that is off and has no definition here; `own`: it ended here.
+fn without_definition(
+    own: Option<DomainRef>,
+    mut at: Vec<Member>,
+    is_legacy: impl Fn(Member) -> bool,
+    has_ended: impl Fn(Member) -> bool,
+) -> OwnerStep {
+    // Legacy hosts were polled just now. One of them is of use if no other host can start the domain.
+    if at.iter().any(|it| !is_legacy(*it) && !has_ended(*it)) {
+        at.retain(|it| !is_legacy(*it));
+    }
+    let (ended, defined): (Vec<_>, Vec<_>) = at.into_iter().partition(|it| has_ended(*it));
+    let there = |members: Vec<Member>| members.into_iter().map(OwnerHost::There);
+    let owners: Vec<_> = there(defined).chain(own.map(OwnerHost::Here)).chain(there(ended)).collect();
+    if owners.is_empty() { OwnerStep::Fail(ActionError::Gone) } else { OwnerStep::AskResting(owners) }
 }
 
 /// Returns this host before these others.

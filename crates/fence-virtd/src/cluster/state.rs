@@ -270,7 +270,8 @@ impl Cluster {
     pub(crate) fn list(&self) -> (Vec<ListedDomain>, Vec<String>) {
         let state = self.state();
         let Some(me) = state.me else { return (Vec::new(), vec![state.standalone_reason()]) };
-        let others = state.directory.others(me).map(|it| (it.name.as_str(), it.uuid.as_str(), it.state));
+        let others = state.directory.others(me).filter(|it| !it.is_away);
+        let others = others.map(|it| (it.name.as_str(), it.uuid.as_str(), it.state));
         let all = others.chain(state.directory.last_seen()).filter(|(.., it)| *it != PublishedState::Gone);
         let listed = all.filter_map(|(name, uuid, state)| {
             let power = if state == PublishedState::On { PowerState::On } else { PowerState::Off };
@@ -454,6 +455,12 @@ impl Cluster {
     /// Returns the state of a domain as a legacy host has published it.
     pub(crate) fn published(&self, member: Member, uuid: DomainId) -> Option<PublishedState> {
         self.state().directory.state(member, &uuid.to_string())
+    }
+
+    /// Returns whether the domain ended at this member and left no definition there: it can't be started
+    /// there.
+    pub(crate) fn has_ended_at(&self, member: Member, uuid: DomainId) -> bool {
+        self.published(member, uuid) == Some(PublishedState::Gone)
     }
 }
 

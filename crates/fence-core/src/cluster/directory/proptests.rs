@@ -120,7 +120,7 @@ impl World {
             (false, true) => PublishedState::Rests,
             (false, false) => return None,
         };
-        Some(PublishedDomain { uuid: UUID.to_owned(), name: "n".to_owned(), state })
+        Some(PublishedDomain::new(UUID.to_owned(), "n".to_owned(), state))
     }
 
     fn publish(&mut self, node: u32) {
@@ -251,7 +251,8 @@ fn name_events() -> impl Strategy<Value = Vec<NameEvent>> {
         PublishedState::Gone,
         PublishedState::Rests,
     ]);
-    let domain = (uuid(), name, state).prop_map(|(uuid, name, state)| PublishedDomain { uuid, name, state });
+    let domain =
+        (uuid(), name, state).prop_map(|(uuid, name, state)| PublishedDomain::new(uuid, name, state));
     let event = prop_oneof![
         6 => (node(), domain.clone()).prop_map(|(node, it)| NameEvent::Published(node, it)),
         1 => (node(), uuid()).prop_map(|(node, it)| NameEvent::Undefined(node, it)),

@@ -60,11 +60,8 @@ fn domain() -> impl Strategy<Value = PublishedDomain> {
         PublishedState::Gone,
         PublishedState::Rests,
     ]);
-    (text(ID_LIMIT), text(NAME_LIMIT), state).prop_map(|(uuid, name, state)| PublishedDomain {
-        uuid,
-        name,
-        state,
-    })
+    (text(ID_LIMIT), text(NAME_LIMIT), state, any::<bool>())
+        .prop_map(|(uuid, name, state, is_away)| PublishedDomain { uuid, name, state, is_away })
 }
 
 fn ask() -> impl Strategy<Value = AskMessage> {
@@ -225,7 +222,7 @@ fn the_form_of_messages() {
         of(HostMessage::Reply { asker, ask: 3, claim: None, end: AskEnd::NotHere }),
         r#"{"v":1,"kind":"reply","asker":[2,99],"ask":3,"claim":null,"end":"not_here"}"#
     );
-    let domain = PublishedDomain { uuid: "u".into(), name: "n".into(), state: PublishedState::Rests };
+    let domain = PublishedDomain::new("u".into(), "n".into(), PublishedState::Rests);
     assert_eq!(
         of(HostMessage::Inventory { first: true, last: false, domains: vec![domain] }),
         concat!(
@@ -381,7 +378,8 @@ fn inventories_come_in_parts() {
         .map(|it| PublishedDomain {
             uuid: it.to_string(),
             name: "n".repeat(NAME_LIMIT),
-            state: PublishedState::On,
+            state: PublishedState::Rests,
+            is_away: true,
         })
         .collect();
     let (mut read, mut firsts, mut lasts) = (Vec::new(), Vec::new(), Vec::new());

@@ -14,6 +14,7 @@ use libvirt_host::{Connection, Domain, Error, ErrorKind, OrdinaryConnection, Sta
 use zeroize::Zeroizing;
 
 use self::saved::{DiscardResult, LAST_WORDS};
+use super::judged_move::JudgedMove;
 use crate::hypervisor::stray::{MachineProcess, ProcessesGone};
 use crate::hypervisor::{CallError, Hypervisor};
 use crate::intent::OwedSource;
@@ -709,6 +710,8 @@ fn start_from(domain: &Domain, memory: &Arc<Hypervisor>, lease: &Lease) -> Resul
 pub(super) struct StartOrder<'s> {
     pub(super) uuid: Uuid,
     pub(super) source: &'s StartSource,
+    /// Move away from this hypervisor that the proof before the start has judged.
+    pub(super) judged: Option<JudgedMove>,
     /// Moment after which the places are to be asked again first.
     pub(super) order_by: Instant,
 }
@@ -726,7 +729,8 @@ pub(super) enum StartResult {
 /// libvirt has an order that it has not answered.
 pub(super) fn bring_up(
     connection: &OrdinaryConnection,
-    StartOrder { uuid, source, order_by }: &StartOrder<'_>,
+    StartOrder { uuid, source, judged, order_by }: &StartOrder<'_>,
+    memory: &Hypervisor,
     lease: &Lease,
     may_come: &AtomicBool,
 ) -> Result<StartResult, ActFailure> {
@@ -747,8 +751,11 @@ pub(super) fn bring_up(
                 may_come.store(false, Ordering::Relaxed);
                 return Ok(StartResult::On);
             }
-            (DomainReading::MovedAway, _) | (DomainReading::Gone, StartSource::Definition) => {
-                return Err(ActionError::Gone.into());
+            (DomainReading::MovedAway, _) if !judged.is_some_and(|it| it.is_last(uuid, memory)) => {
+                return Err(ActionError::Refused(moved_again(memory.uri())).into());
+            }
+            (DomainReading::Gone, StartSource::Definition) => {
+                return Err(ActionError::Refused(no_definition(memory.uri())).into());
             }
             _ => {}
         }
@@ -766,7 +773,9 @@ pub(super) fn bring_up(
         if !matches!(&started, Err(e) if e.kind == ErrorKind::Connection) {
             may_come.store(earlier, Ordering::Relaxed);
         }
-        let Some(started) = started.transpose() else { return Err(ActionError::Gone.into()) };
+        let Some(started) = started.transpose() else {
+            return Err(ActionError::Refused(no_definition(memory.uri())).into());
+        };
         fault::reached("start_called");
         match started {
             Ok(()) => {}
@@ -779,6 +788,23 @@ pub(super) fn bring_up(
         }
         pause.wait(lease.until());
     }
+}
+
+/// Returns the refusal to start a domain that was seen off everywhere. Only this hypervisor was asked for its
+/// definition: another place may have one.
+pub(super) fn no_definition(uri: &str) -> String {
+    format!(
+        "the domain is off, and libvirt at {uri} has no definition of the domain. Start the domain at \
+         a host that has one: virsh list --all on each host"
+    )
+}
+
+/// Returns the refusal to start a domain that may have left since it was seen off.
+fn moved_again(uri: &str) -> String {
+    format!(
+        "libvirt at {uri} says that the domain was migrated away, and that may have been after the domain \
+         was seen off: the domain is not started. Ask again"
+    )
 }
 
 /// Has a domain started, and waits for libvirt's answer. None: no such domain.
