@@ -3,6 +3,7 @@
 
 import contextlib
 import json
+import time
 
 import pytest
 
@@ -250,6 +251,32 @@ def test_qemu(lab):
             code, text = lab.ask("off", "vm1", t=30)
             assert code == 0 and "is off everywhere, and would stay off" in text, text
             assert not any(it["action"] == "reboot" for it in lab.records())
+
+
+def test_a_connection_that_may_only_read(lab):
+    """libvirt refuses each order of it, and at once. The question and --check say so before the first one."""
+    with Hypervisor(lab.host.ns, lab.directory / "read-only") as hypervisor:
+        vm, idle = hypervisor.domain("vm1"), hypervisor.domain("idle", start=False)
+        process = vm.process()
+        with lab.daemon("read-only", uri=f"{hypervisor.uri}-ro") as daemon:
+            for action, target in [("off", "vm1"), ("reboot", "vm1"), ("on", "idle")]:
+                code, text = lab.ask(action, target, t=30)
+                assert code == 1 and YES not in text and "this connection may only read" in text, f"{text}\n{daemon.log}"
+                began = time.monotonic()
+                assert lab.run("-o", action, "-n", target, t=30).rc == 1, daemon.log
+                assert time.monotonic() - began < 10, daemon.log
+                reason = lab.last_two(action)[1]["reason"]
+                assert "read only access prevents" in reason and "not libvirt-sock-ro" in reason, reason
+                assert "not known" not in reason, reason
+            assert lab.run("-o", "off", "-n", "idle", t=30).rc == 0, "it is off"
+            assert not process.ended() and idle.state() == "shut off"
+            checked = programs.run_agent(lab.host, "--check", "-f", lab.directory / "read-only.conf", program=str(OURS / "fence_virtd"))
+            (line,) = [it for it in checked.out.splitlines() if " libvirt " in it]
+            assert checked.rc == 1 and line.startswith("failed ") and "reached; 2 domains" in line, checked.out
+            assert "this connection may only read" in line, checked.out
+        with lab.daemon("read-write", uri=hypervisor.uri):
+            checked = programs.run_agent(lab.host, "--check", "-f", lab.directory / "read-write.conf", program=str(OURS / "fence_virtd"))
+            assert "ok       libvirt " in checked.out, checked.out
 
 
 def test_a_line_has_no_seal(lab):

@@ -97,6 +97,12 @@ impl Error {
         self.is_of_the_system() && is_transport && [ENOENT, ECONNREFUSED].contains(&self.errno)
     }
 
+    /// Returns whether the call needs a connection that may write, and this one may only read.
+    #[must_use]
+    pub fn is_for_read_only(&self) -> bool {
+        self.code == sys::VIR_ERR_OPERATION_DENIED.cast_signed()
+    }
+
     /// Returns whether a call of the operating system failed, at the hypervisor's side or at ours.
     pub(crate) fn is_of_the_system(&self) -> bool {
         self.code == sys::VIR_ERR_SYSTEM_ERROR.cast_signed()
@@ -201,6 +207,7 @@ mod tests {
             ((3, 12, 0), ErrorKind::Unsupported),
             ((45, 7, 0), ErrorKind::AccessDenied),
             ((88, 10, 0), ErrorKind::AccessDenied),
+            ((29, 20, 0), ErrorKind::AccessDenied),
             ((9, 10, 0), ErrorKind::Other),
         ] {
             assert_eq!(ErrorKind::of(raw.0, raw.1, raw.2), kind, "{raw:?}");

@@ -258,6 +258,20 @@ impl OrdinaryDomain<'_> {
         self.domain.raw.resume().map(drop).map_err(|_| self.domain.handle.failed("resume a domain"))
     }
 
+    /// Returns whether the connection may only read: then libvirt carries out no order that comes by it.
+    ///
+    /// libvirt has no call that tells this. So something is read that only a connection that may write can
+    /// read, the passwords in the domain's XML.
+    pub fn is_read_only(&self) -> Result<bool, Error> {
+        match self.xml(XmlKind { secure: true, inactive: true }) {
+            Ok(_) => Ok(false),
+            Err(error) if error.is_for_read_only() => Ok(true),
+            // Rules of libvirt may allow orders and forbid this.
+            Err(error) if error.kind == ErrorKind::AccessDenied => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Returns the XML.
     pub fn xml(&self, kind: XmlKind) -> Result<String, Error> {
         let mut flags = 0;

@@ -588,7 +588,11 @@ impl LibvirtBackend {
         // It may move while it is looked for; an action would follow it.
         for _ in 0..FORECAST_LOOKS {
             let (home, memory) = (&self.hypervisors[next], Arc::clone(&self.hypervisors[next]));
-            match home.ask(until, move |c| act::forecast_end(c, uuid, &memory)).await? {
+            let here = home.ask(until, move |c| act::forecast_end(c, uuid, &memory)).await?;
+            if !matches!(here, EndForecast::NothingHere) {
+                may_order(home, uuid, until).await?;
+            }
+            match here {
                 EndForecast::Ends => {
                     let at = place_of(home);
                     let mut second = self.seek_second(&question, until);
@@ -615,6 +619,7 @@ impl LibvirtBackend {
                 PlaceToEnd::Nowhere(_)
                     if for_reboot && self.reboot_starts && self.is_defined(home, domain, until).await? =>
                 {
+                    may_order(home, uuid, until).await?;
                     return Ok(PowerForecast::Starts { at: place_of(home) });
                 }
                 PlaceToEnd::Nowhere(_) => return Ok(PowerForecast::StaysOff),
@@ -656,6 +661,7 @@ impl LibvirtBackend {
                 if !self.is_defined(home, domain, until).await? {
                     return Err(ActionError::Refused(act::no_definition(home.uri())));
                 }
+                may_order(home, libvirt_uuid(domain.uuid), until).await?;
                 Ok(PowerForecast::Starts { at: place_of(home) })
             }
             (StartDecision::GiveWay, Err(doubt)) => Ok(PowerForecast::Uncertain(doubt.to_string())),
@@ -915,6 +921,11 @@ enum PlaceToEnd {
     Nowhere(ProvedOff),
     /// This hypervisor of this host.
     Hypervisor(usize),
+}
+
+/// Says before an order whether this hypervisor would refuse each one.
+async fn may_order(home: &Arc<Hypervisor>, uuid: Uuid, until: Instant) -> Result<(), ActionError> {
+    home.refuses_orders(uuid, until).await.map_or(Ok(()), |why| Err(ActionError::Refused(why)))
 }
 
 /// Returns a hypervisor of this host in words.

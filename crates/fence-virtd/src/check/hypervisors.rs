@@ -12,11 +12,12 @@ use fence_config::{Backend, Config, SerialListener};
 use fence_wire::escaped;
 use libvirt_host::{Connection, DomainRecord, Error, OrdinaryConnection, State, XmlKind};
 
-use super::finding::{Finding, FindingLevel};
+use super::finding::Finding;
 use super::hosts::CheckedDomain;
 use super::lost_machines::{LostMachine, MachineSearch};
 use crate::hypervisor::inventory;
-use crate::hypervisor::uuid::domain_id;
+use crate::hypervisor::rights::{READ_ONLY, READ_ONLY_STEP};
+use crate::hypervisor::uuid::{domain_id, libvirt_uuid};
 use crate::listener::serial::is_ours;
 use crate::util::counted;
 
@@ -40,14 +41,16 @@ struct CheckedUri {
     found: Vec<Finding>,
     domains: Vec<CheckedDomain>,
     lost: Vec<LostMachine>,
+    /// It has listed its domains.
+    is_listed: bool,
 }
 
 /// Checks every URI of the backend and of the serial listener, all at once.
 pub(super) fn all(config: &Config) -> CheckedHypervisors {
-    let backends = config.backends.iter().flat_map(Backend::uris);
+    let backends: Vec<_> = config.backends.iter().flat_map(Backend::uris).collect();
     let serial = config.serial();
     let mut uris: Vec<String> = Vec::new();
-    for uri in backends.chain(serial.map(|it| &it.uri)) {
+    for uri in backends.iter().copied().chain(serial.map(|it| &it.uri)) {
         if !uris.contains(uri) {
             uris.push(uri.clone());
         }
@@ -60,30 +63,41 @@ pub(super) fn all(config: &Config) -> CheckedHypervisors {
         .map(|uri| {
             let (tell, told) = mpsc::channel();
             let (asked, serial) = (uri.clone(), serial.filter(|it| it.uri == uri).cloned());
-            let search = search.clone();
-            thread::spawn(move || drop(tell.send(look(&asked, serial.as_ref(), search.as_ref()))));
+            let (search, gets_orders) = (search.clone(), backends.contains(&&uri));
+            thread::spawn(move || {
+                drop(tell.send(look(&asked, serial.as_ref(), search.as_ref(), gets_orders)));
+            });
             (uri, told)
         })
         .collect();
-    let (mut found, mut own, mut lost) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut found, mut own, mut lost, mut is_whole) = (Vec::new(), Vec::new(), Vec::new(), true);
     for (uri, told) in asked {
         match told.recv_timeout(end.saturating_duration_since(Instant::now())) {
             Ok(seen) => {
                 found.extend(seen.found);
                 own.extend(seen.domains);
                 lost.extend(seen.lost);
+                is_whole &= seen.is_listed;
             }
-            Err(_) => found.push(unreachable(&uri, &format!("no answer within {} s", LIMIT.as_secs()))),
+            Err(_) => {
+                is_whole = false;
+                found.push(unreachable(&uri, &format!("no answer within {} s", LIMIT.as_secs())));
+            }
         }
     }
-    let is_whole = found.iter().all(|it: &Finding| it.result != FindingLevel::Failed);
     if let Some(search) = search {
         found.extend(search.judge(lost, &mut own, is_whole));
     }
     CheckedHypervisors { found, own, is_whole }
 }
 
-fn look(uri: &str, serial: Option<&SerialListener>, search: Option<&MachineSearch>) -> CheckedUri {
+/// `gets_orders`: the backend orders domains off and on there.
+fn look(
+    uri: &str,
+    serial: Option<&SerialListener>,
+    search: Option<&MachineSearch>,
+    gets_orders: bool,
+) -> CheckedUri {
     let listed = Connection::open(uri).and_then(|connection| {
         let domains: Vec<_> = connection.domains()?.into_iter().map(|it| own_domain(uri, it)).collect();
         Ok((connection, domains))
@@ -96,7 +110,12 @@ fn look(uri: &str, serial: Option<&SerialListener>, search: Option<&MachineSearc
     };
     let (all, on) = (domains.len(), domains.iter().filter(|it| it.is_on).count());
     let text = format!("reached; {}, {on} of them running", counted(all, "domain"));
-    let mut found = vec![if all == 0 {
+    let worker = free_worker(&connection);
+    let is_read_only = gets_orders && worker.as_ref().is_some_and(|it| is_read_only(it, &domains));
+    let mut found = vec![if is_read_only {
+        let text = format!("{text}. But {READ_ONLY}");
+        Finding::failed("libvirt", escaped(uri).to_string(), text, READ_ONLY_STEP)
+    } else if all == 0 {
         let next = "if there should be some: virsh -c with this URI lists what its user may see \
                     (qemu:///session is not \
                     qemu:///system)";
@@ -104,12 +123,21 @@ fn look(uri: &str, serial: Option<&SerialListener>, search: Option<&MachineSearc
     } else {
         Finding::ok("libvirt", escaped(uri).to_string(), text)
     }];
-    match free_worker(&connection) {
+    match worker {
         Some(worker) => found.extend(serial.map(|it| sockets(&worker, it))),
         None => found.push(workers_busy(uri)),
     }
     let lost = search.map(|it| it.lost_at(uri, &connection, &domains)).unwrap_or_default();
-    CheckedUri { found, domains, lost }
+    CheckedUri { found, domains, lost, is_listed: true }
+}
+
+/// Returns whether the connection may only read, by the first domain that tells.
+fn is_read_only(worker: &OrdinaryConnection, domains: &[CheckedDomain]) -> bool {
+    let told = domains.iter().find_map(|it| {
+        let domain = worker.domain_by_uuid(libvirt_uuid(it.uuid)).ok()??;
+        worker.of(&domain).is_read_only().ok()
+    });
+    told.unwrap_or(false)
 }
 
 /// Returns the connection for calls that need an ordinary worker of libvirtd; none if all of these are busy.

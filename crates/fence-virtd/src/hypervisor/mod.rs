@@ -18,6 +18,8 @@ mod pool;
 #[cfg(feature = "libvirt")]
 mod pool;
 #[cfg(feature = "libvirt")]
+pub(crate) mod rights;
+#[cfg(feature = "libvirt")]
 pub(crate) mod running;
 #[cfg(feature = "libvirt")]
 pub(crate) mod stray;

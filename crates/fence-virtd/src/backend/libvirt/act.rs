@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 
 use self::saved::{DiscardResult, LAST_WORDS};
 use super::judged_move::JudgedMove;
+use crate::hypervisor::rights::denial;
 use crate::hypervisor::stray::{MachineProcess, ProcessesGone};
 use crate::hypervisor::{CallError, Hypervisor};
 use crate::intent::OwedSource;
@@ -427,7 +428,7 @@ impl PowerOffRun<'_> {
         if self.progress.processes.is_empty() {
             self.progress.processes = self.memory.note_processes(uuid);
         }
-        self.progress.acted = true;
+        let had_acted = std::mem::replace(&mut self.progress.acted, true);
         let before = self.progress.ordered.replace(self.victim);
         let destroyed = domain.destroy();
         fault::reached("destroy_called");
@@ -440,6 +441,11 @@ impl PowerOffRun<'_> {
                 if matches!(e.kind, ErrorKind::AccessDenied | ErrorKind::Unsupported) {
                     // Nothing was signalled. After any other failure the instance may still end.
                     self.progress.ordered = before;
+                }
+                if let Some(denial) = denial(self.memory.uri(), &e) {
+                    // Nothing that is waited for changes this.
+                    self.progress.acted = had_acted;
+                    return Err(ActionError::Refused(denial).into());
                 }
                 self.refusal = Some(e.to_string());
             }
@@ -781,7 +787,7 @@ pub(super) fn bring_up(
             Ok(()) => {}
             Err(e) if e.kind == ErrorKind::Connection => return Err(e.into()),
             // "Running already" is one of these: the next reading shows it.
-            Err(e) => refusal = Some(e.to_string()),
+            Err(e) => refusal = Some(denial(connection.uri(), &e).unwrap_or_else(|| e.to_string())),
         }
         if look(connection, uuid)?.is_on() {
             return Ok(StartResult::On);
