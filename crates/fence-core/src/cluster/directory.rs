@@ -240,6 +240,19 @@ impl Directory {
         }
     }
 
+    /// Returns the domains that are on at several members: UUID, name, and members. A domain that migrates is
+    /// one of them.
+    pub fn on_at_several(&self) -> Vec<(String, String, Vec<Member>)> {
+        let mut on: BTreeMap<&str, (&str, Vec<Member>)> = BTreeMap::new();
+        for (member, host) in &self.hosts {
+            for it in host.domains.values().filter(|it| it.state == PublishedState::On) {
+                on.entry(&it.uuid).or_insert((&it.name, Vec::new())).1.push(*member);
+            }
+        }
+        let several = on.into_iter().filter(|(_, (_, at))| at.len() > 1);
+        several.map(|(uuid, (name, at))| (uuid.to_owned(), name.to_owned(), at)).collect()
+    }
+
     /// Returns the members whose domains are not all known yet.
     pub fn incomplete(&self) -> impl Iterator<Item = Member> {
         self.hosts.iter().filter(|(_, it)| !it.is_complete && !it.is_legacy).map(|(member, _)| *member)
@@ -373,7 +386,9 @@ mod tests {
         assert_eq!(directory.find("u"), DirectoryAnswer::On(vec![B]));
         directory.domain(A, domain("u", "n", PublishedState::On));
         assert_eq!(directory.find("u"), DirectoryAnswer::On(vec![A, B]));
+        assert_eq!(directory.on_at_several(), [("u".to_owned(), "n".to_owned(), vec![A, B])]);
         directory.domain(A, domain("u", "n", PublishedState::Off));
+        assert!(directory.on_at_several().is_empty());
         directory.gone(B, "u");
         assert_eq!(directory.find("u"), DirectoryAnswer::Off { at: vec![A] });
         assert_eq!(directory.find("v"), DirectoryAnswer::Unknown);

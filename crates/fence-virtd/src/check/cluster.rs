@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use corosync_cpg::{Error, Group, Member, Node, NodeList};
 use fence_cli::shown;
@@ -20,6 +20,7 @@ use super::finding::{Finding, USER};
 use crate::cluster::link;
 use crate::daemon::in_use::ConfigurationInUse;
 use crate::host_down::pacemaker;
+use crate::nodes::survey::{SurveyLine, SurveyedState};
 use crate::nodes::{AwayDomain, KnownNode, NodeState, NodeStore, word_for};
 
 #[cfg(test)]
@@ -30,6 +31,11 @@ const CHECK: &str = "corosync";
 const MAX_NAMED: usize = 20;
 /// Time for corosync to answer.
 const LIMIT: Duration = Duration::from_secs(10);
+/// Pause between two looks for the daemon's answer.
+const SURVEY_POLL: Duration = Duration::from_millis(50);
+/// Next step for a domain that runs at several nodes.
+const TWICE_STEP: &str = "two machines share one disk: look at once (virsh list on each node), end the one that \
+                          does not belong there (virsh destroy), and look at the disk";
 
 /// `state`: the state directory, with what the daemon remembers.
 pub(super) fn all(config: &Config, state: Option<&Path>) -> Vec<Finding> {
@@ -38,19 +44,88 @@ pub(super) fn all(config: &Config, state: Option<&Path>) -> Vec<Finding> {
     let groups = groups(settings);
     // A call to a corosync that is stopped does not end: then this thread ends with the process.
     thread::spawn(move || drop(tell.send(CorosyncView::look(&groups))));
+    // A file that a daemon left when it was killed tells of nothing.
+    let store = state.filter(|it| ConfigurationInUse::of_running(it).is_some()).map(NodeStore::at);
+    let survey = store.as_ref().map(survey);
     let mut found = match told.recv_timeout(LIMIT) {
-        Ok(Ok(seen)) => seen.findings(settings),
+        Ok(Ok(seen)) => seen.findings(settings, matches!(survey, Some(Ok(_)))),
         Ok(Err(error)) => vec![unreachable(&link::explained(&error))],
         Err(_) => vec![unreachable(&format!("no answer within {} s", LIMIT.as_secs()))],
     };
-    // A file that a daemon left when it was killed tells of nothing.
-    if let Some(state) = state.filter(|it| ConfigurationInUse::of_running(it).is_some()) {
-        let store = NodeStore::at(state);
+    found.extend(match survey {
+        Some(Ok(lines)) => lines.iter().filter_map(of_line).collect(),
+        Some(Err(finding)) => vec![finding],
+        None => Vec::new(),
+    });
+    if let Some(store) = store {
         found.extend(gone(&store.read()));
         found.extend(away(&store.read_away()));
     }
     found.push(host_down(&settings.host_down));
     found
+}
+
+/// Has the daemon ask the other nodes, and returns its answer.
+fn survey(store: &NodeStore) -> Result<Vec<SurveyLine>, Finding> {
+    let cant = |text: String, next: &str| Err(Finding::warning("node", "", text, next));
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let token = format!("{}-{time}", std::process::id());
+    if let Err(error) = store.request_survey(&token) {
+        return cant(format!("the other nodes are not asked: {error} (state_dir)"), "run this as root");
+    }
+    let (end, asked) = (Instant::now() + LIMIT, SurveyLine::Asked(token));
+    while Instant::now() < end {
+        let lines = store.read_survey();
+        if lines.contains(&asked) {
+            return Ok(lines);
+        }
+        thread::sleep(SURVEY_POLL);
+    }
+    let text = format!("fence_virtd here did not ask the other nodes within {} s", LIMIT.as_secs());
+    cant(text, "was it started anew after the last update, and with backend cpg? Else see its log")
+}
+
+/// Returns what is to be said of a node, or of a domain at several nodes; none where all is well.
+fn of_line(line: &SurveyLine) -> Option<Finding> {
+    const FAILS: &str = "Status, off and on of what runs at no node that answers fail";
+    Some(match line {
+        SurveyLine::Asked(_) => return None,
+        SurveyLine::Twice { uuid, name, places } => {
+            let subject = format!("{} ({uuid})", escaped(name));
+            let text = format!("runs at several nodes at once: {}", escaped(places));
+            Finding::failed("domain", subject, text, TWICE_STEP)
+        }
+        SurveyLine::Node { state, name, words } => {
+            let (name, words) = (escaped(name).to_string(), escaped(words));
+            match state {
+                SurveyedState::Answers => return None,
+                SurveyedState::Down => {
+                    let text = format!("is down: {words}. What ran there counts as off");
+                    Finding::warning("node", name, text, "bring that node back when it is repaired")
+                }
+                SurveyedState::Lost => {
+                    let text = format!("corosync does not hear that node. {FAILS}: {words}");
+                    let next = "look at the power and the network of that node, then at corosync there \
+                                (corosync-cfgtool -s). How a node that is off is proved down: host_down in \
+                                cpg.md";
+                    Finding::failed("node", name, text, next)
+                }
+                SurveyedState::NoDaemon => {
+                    let text =
+                        format!("corosync hears that node, and no fence_virtd there is heard. {FAILS}");
+                    let next = "on that node: systemctl start fence_virtd. If it does not stay up: \
+                                journalctl -u fence_virtd";
+                    Finding::failed("node", name, text, next)
+                }
+                SurveyedState::CantTell => {
+                    let text = format!("was asked, and did not say what it has. {FAILS}: {words}");
+                    let next = "on that node: fence_virtd --check. If virsh hangs there: systemctl restart \
+                                libvirtd (or virtqemud); machines that run go on";
+                    Finding::failed("node", name, text, next)
+                }
+            }
+        }
+    })
 }
 
 /// Returns the nodes that were taken out of the cluster and had domains that may still run there.
@@ -122,7 +197,8 @@ impl CorosyncView {
         })
     }
 
-    fn findings(&self, settings: &CpgBackend) -> Vec<Finding> {
+    /// `is_surveyed`: the daemon here tells more of each node that is not heard.
+    fn findings(&self, settings: &CpgBackend, is_surveyed: bool) -> Vec<Finding> {
         let mut found = vec![self.access()];
         let subject = escaped(&settings.group).to_string();
         let nodes = match &self.nodes {
@@ -154,9 +230,14 @@ impl CorosyncView {
         found.push(if missing.is_empty() {
             Finding::ok("hosts", subject, text)
         } else {
-            let next = "start fence_virtd there; until then what runs there can't be fenced, and nothing \
-                        that was not seen to go \
-                        off is called off";
+            let next = match is_surveyed {
+                true => "do what the lines `node` say",
+                false => {
+                    "does corosync hear that node (corosync-cfgtool -s)? Then start fence_virtd there. If not: \
+                     look at its power and network. Until then what runs there can't be fenced, and nothing \
+                     that was not seen to go off is called off"
+                }
+            };
             Finding::warning("hosts", subject, format!("{text}; not heard: {missing}"), next)
         });
         found

@@ -59,7 +59,11 @@ impl PeerHosts for OtherNodes {
 
 impl Cluster {
     /// Looks at each other node: one finding for each.
-    async fn look_elsewhere(self: &Arc<Self>, question: &DomainQuestion, until: Instant) -> Vec<Finding> {
+    pub(super) async fn look_elsewhere(
+        self: &Arc<Self>,
+        question: &DomainQuestion,
+        until: Instant,
+    ) -> Vec<Finding> {
         let nodes = match self.other_nodes(question) {
             Ok(nodes) => nodes,
             Err(why) => return vec![unknown("the cluster", &why)],
@@ -107,7 +111,7 @@ impl Cluster {
     ///
     /// # Errors
     /// They are not known: why.
-    fn other_nodes(&self, question: &DomainQuestion) -> Result<Vec<OtherNode>, String> {
+    pub(super) fn other_nodes(&self, question: &DomainQuestion) -> Result<Vec<OtherNode>, String> {
         let state = self.state();
         let Some(me) = state.me else { return Err(state.standalone_reason()) };
         if state.nodes.is_empty() {
@@ -117,7 +121,12 @@ impl Cluster {
         Ok(state.directory.other_nodes(me, nodes, &question.uuid.to_string()))
     }
 
-    async fn look_at(self: &Arc<Self>, member: Member, question: &DomainQuestion, until: Instant) -> Finding {
+    pub(super) async fn look_at(
+        self: &Arc<Self>,
+        member: Member,
+        question: &DomainQuestion,
+        until: Instant,
+    ) -> Finding {
         let began = Instant::now();
         let domain = DomainRef {
             name: question.name.clone(),
@@ -136,6 +145,7 @@ impl Cluster {
             Err(ActionError::Gone) => (Sight::Absent, Vec::new()),
             Err(error) => (Sight::Unknown(error.to_string()), Vec::new()),
         };
+        self.state().note_answer(member.node, !matches!(sight, Sight::Unknown(_)));
         Finding { place: self.site(member.node), sight, began, ended: Instant::now(), namesakes }
     }
 

@@ -13,6 +13,9 @@ impl ClusterCounts {
         let hosts = [("new", self.hosts), ("old", self.legacy_hosts), ("not_heard", self.not_heard)];
         let hosts = hosts.map(|(kind, number)| (vec![("kind", kind.to_owned())], count(number)));
         gauges(to, "cluster_hosts", "Hosts of the cluster", hosts);
+        let in_vain = self.asked_in_vain.iter().map(|it| (vec![("node", it.clone())], 1));
+        let help = "A node that did not answer when it was asked last, or could not tell";
+        gauges(to, "cluster_asked_in_vain", help, in_vain);
         let help = "Domains that were on at a host when it was heard last";
         gauge(to, "lost_domains", help, count(self.lost_domains));
         gauge(to, "claims_in_flight", "Requests of all hosts whose turn it is", count(self.claims_in_flight));

@@ -10,6 +10,7 @@
 //! Above are [`claiming`], [`asker`], [`owner`], [`legacy`] and [`events`]; they know the data, and not each
 //! other, but that events start work. [`elsewhere`] asks all other nodes before a domain is called off.
 //! [`gone`] has the nodes that were taken out of the cluster.
+//! [`survey`] asks all nodes for `--check`.
 //! [`node_keys`] tells nodes from the hosts that corosync does not know.
 
 mod asker;
@@ -33,6 +34,7 @@ mod owner;
 mod resolve;
 mod silence;
 mod state;
+mod survey;
 mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -94,6 +96,7 @@ impl Cluster {
             nodes: BTreeMap::new(),
             old_names: BTreeMap::new(),
             keys: NodeKeys::default(),
+            asked_in_vain: BTreeSet::new(),
             silences: NodeSilences::default(),
             own: BTreeMap::new(),
             is_own_complete: false,
@@ -144,6 +147,7 @@ impl Cluster {
         tokio::spawn(Arc::clone(self).keep_nodes(state.map(NodeStore::at)));
         if let Some(state) = state {
             tokio::spawn(Arc::clone(self).keep_away(NodeStore::at(state)));
+            tokio::spawn(Arc::clone(self).keep_survey(NodeStore::at(state)));
         }
     }
 

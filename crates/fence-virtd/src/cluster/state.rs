@@ -77,6 +77,8 @@ pub(super) struct ClusterState {
     pub(super) old_names: BTreeMap<u32, String>,
     /// Keys of the nodes in the messages between hosts that corosync does not know.
     pub(super) keys: NodeKeys,
+    /// Nodes with this daemon that did not answer when they were asked last, or could not tell.
+    pub(super) asked_in_vain: BTreeSet<u32>,
     /// Nodes of the node list that have not said what they have.
     pub(super) silences: NodeSilences,
     pub(super) own: BTreeMap<Uuid, OwnDomain>,
@@ -140,7 +142,7 @@ pub(crate) struct UnheardNodes {
 }
 
 /// Numbers of the cluster for the metrics.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct ClusterCounts {
     pub(crate) joined: bool,
     /// Hosts that run this daemon, this one among them.
@@ -148,6 +150,8 @@ pub(crate) struct ClusterCounts {
     pub(crate) legacy_hosts: usize,
     /// Nodes of corosync's list without a daemon in either group.
     pub(crate) not_heard: usize,
+    /// Nodes with this daemon that did not answer when they were asked last, or could not tell.
+    pub(crate) asked_in_vain: Vec<String>,
     /// Domains last seen on at hosts that are not heard now.
     pub(crate) lost_domains: usize,
     /// Claims of all hosts that are in flight.
@@ -298,6 +302,7 @@ impl Cluster {
             hosts: state.members.len(),
             legacy_hosts: state.legacy_members().len(),
             not_heard: state.missing().len(),
+            asked_in_vain: state.asked_in_vain.iter().map(|it| state.name(*it)).collect(),
             lost_domains: state.directory.lost().map(|(_, count)| count).sum(),
             claims_in_flight,
             claims_waiting,
@@ -602,8 +607,19 @@ impl ClusterState {
         DomainPlace::Doubt(at)
     }
 
+    /// Notes whether a node that was asked said what it has.
+    pub(super) fn note_answer(&mut self, node: u32, is_told: bool) {
+        if is_told {
+            self.asked_in_vain.remove(&node);
+        } else if self.members.iter().any(|it| it.node == node) {
+            self.asked_in_vain.insert(node);
+        }
+    }
+
     /// Hands the present members to the directory.
     pub(super) fn refresh_members(&mut self) {
+        let members = &self.members;
+        self.asked_in_vain.retain(|node| members.iter().any(|it| it.node == *node));
         let legacy = self.legacy_members();
         self.directory.members(&self.members, &legacy);
         self.update_silences();

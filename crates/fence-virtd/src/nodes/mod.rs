@@ -20,6 +20,7 @@
 //! `nodes`: a request for a node that is still there is refused by each daemon, whatever the file says.
 
 pub(crate) mod keys;
+pub(crate) mod survey;
 
 use std::fmt::{self, Write as _};
 use std::fs::{self, File, OpenOptions};
@@ -30,10 +31,14 @@ use std::path::{Path, PathBuf};
 use fence_core::domain::DomainId;
 use fence_wire::escaped;
 
+use self::survey::SurveyLine;
+
 const NODES: LineFile = LineFile { name: "nodes", header: "fence_virt nodes 1", must_last: false };
 const AWAY: LineFile = LineFile { name: "nodes.away", header: "fence_virt nodes away 1", must_last: false };
+const SURVEY: LineFile =
+    LineFile { name: "nodes.survey", header: "fence_virt nodes survey 1", must_last: false };
 const FORGET: &str = "nodes.forget";
-const TAKEN: &str = "nodes.forget.taken";
+const ASK: &str = "nodes.ask";
 /// Bytes of a file at most: a line for each node.
 const MAX_FILE: u64 = 256 * 1024;
 
@@ -194,24 +199,53 @@ impl NodeStore {
 
     /// Asks the daemon to forget a node. It does so within a second or two, or at its start.
     pub(crate) fn request_forget(&self, node: u32) -> io::Result<()> {
-        let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(self.0.join(FORGET))?;
+        self.append(FORGET, &node.to_string())?.sync_all()
+    }
+
+    /// Asks the daemon what the other nodes say now. Its answer names this token.
+    pub(crate) fn request_survey(&self, token: &str) -> io::Result<()> {
+        self.append(ASK, token).map(drop)
+    }
+
+    /// Takes the questions out of `nodes.ask`.
+    pub(crate) fn take_survey_questions(&self) -> io::Result<Vec<String>> {
+        Ok(self.take(ASK)?.lines().map(str::to_owned).collect())
+    }
+
+    /// Writes the answer to these questions.
+    pub(crate) fn write_survey(&self, lines: &[SurveyLine]) -> io::Result<()> {
+        self.write_lines(&SURVEY, lines.iter().map(SurveyLine::line))
+    }
+
+    /// Returns the last answer; none where no daemon wrote one, or this user may not read it.
+    pub(crate) fn read_survey(&self) -> Vec<SurveyLine> {
+        self.read_lines(&SURVEY, SurveyLine::parse)
+    }
+
+    fn append(&self, name: &str, line: &str) -> io::Result<File> {
+        let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(self.0.join(name))?;
         // One write: two programs at once leave two whole lines.
-        file.write_all(format!("{node}\n").as_bytes())?;
-        file.sync_all()
+        file.write_all(format!("{line}\n").as_bytes())?;
+        Ok(file)
     }
 
     /// Takes the nodes that are to be forgotten out of `nodes.forget`.
     pub(crate) fn take_forgotten(&self) -> io::Result<Vec<u32>> {
+        Ok(self.take(FORGET)?.lines().filter_map(|it| it.parse().ok()).collect())
+    }
+
+    /// Takes a file of requests away, and returns its text.
+    fn take(&self, name: &str) -> io::Result<String> {
         // Renamed first: what is added meanwhile goes into a new file.
-        let taken = self.0.join(TAKEN);
-        match fs::rename(self.0.join(FORGET), &taken) {
+        let taken = self.0.join(format!("{name}.taken"));
+        match fs::rename(self.0.join(name), &taken) {
             Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(String::new()),
             Err(error) => return Err(error),
         }
         let text = read_file(&taken)?;
         fs::remove_file(&taken)?;
-        Ok(text.lines().filter_map(|it| it.parse().ok()).collect())
+        Ok(text)
     }
 }
 
@@ -251,6 +285,34 @@ mod tests {
         store.request_forget(4).unwrap();
         assert_eq!(store.take_forgotten().unwrap(), [3, 4]);
         assert!(store.take_forgotten().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_question_is_answered_by_its_token() {
+        use super::survey::SurveyedState;
+
+        let dir = tempfile::tempdir().unwrap();
+        let store = NodeStore::at(dir.path());
+        assert!(store.take_survey_questions().unwrap().is_empty());
+        store.request_survey("a").unwrap();
+        store.request_survey("b").unwrap();
+        assert_eq!(store.take_survey_questions().unwrap(), ["a", "b"]);
+        assert!(store.take_survey_questions().unwrap().is_empty() && store.read_survey().is_empty());
+        let (name, words) = ("node 2 (h 2)".to_owned(), "no, it\tis\nnot".to_owned());
+        let lines = [
+            SurveyLine::Node { state: SurveyedState::NoDaemon, name: name.clone(), words },
+            SurveyLine::Twice {
+                uuid: DomainId::from_bytes([1; 16]),
+                name: "a b".to_owned(),
+                places: "h1, h2".to_owned(),
+            },
+            SurveyLine::Asked("a".to_owned()),
+        ];
+        store.write_survey(&lines).unwrap();
+        let read = store.read_survey();
+        assert_eq!(read[1..], lines[1..]);
+        let words = "no, it is not".to_owned();
+        assert_eq!(read[0], SurveyLine::Node { state: SurveyedState::NoDaemon, name, words });
     }
 
     #[test]

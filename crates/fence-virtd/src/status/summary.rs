@@ -116,6 +116,9 @@ fn lines(samples: &[MetricSample<'_>]) -> Vec<String> {
             "corosync: {state}, {}, {old} of them with the C daemon{silent}",
             with_noun(new + old, "host")
         ));
+        for it in named("cluster_asked_in_vain") {
+            lines.push(format!("{}: ASKED LAST, AND DID NOT ANSWER OR COULD NOT TELL", it.label("node")));
+        }
         let lost = value("lost_domains");
         if lost > 0.0 {
             lines.push(format!("domains last seen on at hosts that are not heard: {lost}"));
@@ -237,6 +240,7 @@ mod tests {
              fence_virtd_peer_asked_in_vain{{address=\"10.0.0.7:1229\"}} 1\n\
              fence_virtd_corosync_up 1\n\
              fence_virtd_lost_domains 1\n\
+             fence_virtd_cluster_asked_in_vain{{node=\"node 2 (h2)\"}} 1\n\
              fence_virtd_peer_not_asked_seconds{{host=\"h5 (10.0.0.5)\"}} 5\n\
              fence_virtd_peer_other_key{{address=\"10.0.0.6\"}} 1\n\
              fence_virtd_peer_missing 1\n"
@@ -257,6 +261,7 @@ mod tests {
             "peers 10.0.0.2:1229: heard, and not asked yet",
             "peers 10.0.0.7:1229: heard, ASKED, AND DID NOT ANSWER",
             "domains last seen on at hosts that are not heard: 1",
+            "node 2 (h2): ASKED LAST, AND DID NOT ANSWER OR COULD NOT TELL",
             "other host h5 (10.0.0.5): WAS HEARD, AND peers = \"none\" LEAVES IT OUT; last heard ",
             "other host at 10.0.0.6: USES ANOTHER KEY than this one",
             "ONE MAY BE MISSING",

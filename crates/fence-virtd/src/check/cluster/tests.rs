@@ -22,11 +22,11 @@ fn hosts_that_are_heard_old_ones_and_those_that_are_not() {
         members: [vec![member(1), member(2), member(3)], vec![member(1), member(3)]],
         lets_in: Some(true),
     };
-    let found = all.findings(&settings());
+    let found = all.findings(&settings(), false);
     assert!(found.iter().all(|it| it.result == FindingLevel::Ok));
     assert_eq!(found[1].text, "daemons of: node 1 (alpha), node 3; the C daemon of: node 2 (beta)");
     let some = CorosyncView { members: [vec![member(2)], vec![]], lets_in: Some(false), ..all.clone() };
-    let found = some.findings(&settings());
+    let found = some.findings(&settings(), false);
     assert_eq!(found[0].result, FindingLevel::Warning);
     assert!(found[0].next.as_ref().unwrap().contains("/etc/corosync/uidgid.d"));
     assert_eq!(found[1].result, FindingLevel::Warning);
@@ -34,7 +34,7 @@ fn hosts_that_are_heard_old_ones_and_those_that_are_not() {
     assert_eq!(found[1].text, text);
     for nodes in [Ok(vec![]), Err(Error { kind: corosync_cpg::ErrorKind::NodeWithoutId, code: 0, call: "x" })]
     {
-        let found = CorosyncView { nodes, ..all.clone() }.findings(&settings());
+        let found = CorosyncView { nodes, ..all.clone() }.findings(&settings(), false);
         assert_eq!(found[1].result, FindingLevel::Failed);
     }
 }
@@ -52,6 +52,27 @@ fn a_node_that_was_taken_out_is_named_with_the_step() {
     assert_eq!(found.len(), 1);
     assert_eq!((found[0].subject.as_str(), found[0].result), ("node 3 (h3)", FindingLevel::Warning));
     assert!(found[0].next.as_ref().unwrap().contains("fence_virtd --forget h3 on one node"));
+}
+
+#[test]
+fn a_node_that_can_make_a_fence_fail_is_a_failure_with_the_step() {
+    let said = |state| {
+        let line = SurveyLine::Node { state, name: "node 3 (h3)".into(), words: "the words".into() };
+        of_line(&line).map(|it| (it.result, it.lines()))
+    };
+    assert!(said(SurveyedState::Answers).is_none());
+    let (level, text) = said(SurveyedState::Down).unwrap();
+    assert!(level == FindingLevel::Warning && text.contains("is down: the words. What"), "{text}");
+    for (state, fact, step) in [
+        (SurveyedState::Lost, "corosync does not hear that node", "the power and the network"),
+        (SurveyedState::NoDaemon, "corosync hears that node, and no", "systemctl start fence_virtd"),
+        (SurveyedState::CantTell, "was asked, and did not say what it has", "systemctl restart libvirtd"),
+    ] {
+        let (level, text) = said(state).unwrap();
+        assert_eq!(level, FindingLevel::Failed);
+        assert!(text.starts_with("failed   node node 3 (h3): ") && text.contains(fact), "{text}");
+        assert!(text.contains(step) && text.contains("fail"), "{text}");
+    }
 }
 
 #[test]
