@@ -189,6 +189,20 @@ def test_who_is_known_is_told(apart):
     told = apart.h1.run("--check")
     assert f"h2 ({apart.h2.node.ip})" in told.stdout and "`peers`" in told.stdout, told.stdout
 
+    def of_h2():
+        return next(it for it in apart.h1.run("--status").stdout.splitlines() if it.startswith("other host h2"))
+
+    assert of_h2().endswith(" ago"), of_h2()
+    apart.h2.stop_serving(signal.SIGKILL)
+    assert apart.ask("status", "x").rc == FAILED, apart.logs()
+    assert of_h2().endswith(" ago, DID NOT ANSWER when asked last"), of_h2()
+    apart.h2.serve_again()
+    until(lambda: apart.ask("status", "x").rc == OK, PATIENCE, "h2 answers")
+    # That h1 asked h2 meanwhile is no matter of who answered first.
+    apart.h2.does_not_call_back()
+    assert apart.ask("status", "x").rc == OK, apart.logs()
+    assert of_h2().endswith(" ago"), of_h2()
+
 
 def test_check_of_what_moved_to_a_host_that_is_silent(hosts):
     """It runs there. Whoever does what `--check` says must not start it a second time."""

@@ -340,6 +340,34 @@ def test_a_machine_that_libvirtd_lost(hosts, transient, stopped):
     assert [hosts.ask(it, "x").rc for it in ("status", "off", "on")] == [OFF, OK, OK], hosts.logs()
 
 
+def test_a_machine_with_two_processes_at_one_host(hosts):
+    """libvirtd lost it, and somebody started it again: libvirt shows one instance, and two QEMUs write."""
+    here = hosts.h1
+    here.has("x")
+    here.serve(at=here.hypervisor.beside(here.node))
+    (first,) = here.processes("x")
+    assert "domain x (" not in here.run("--check").stdout
+    here.hypervisor.kill()
+    here.hypervisor.path("/run/libvirt/qemu/x.xml").unlink()
+    here.hypervisor.start()
+    here.hypervisor.virsh("start", "x")
+    second = int(here.hypervisor.path("/run/libvirt/qemu/x.pid").read_text())
+    assert here.state("x") == "running" and pathlib.Path(f"/proc/{first}").exists() and second != own_pid(first)
+    try:
+        checked = here.run("--check")
+        (line,) = [it for it in checked.stdout.splitlines() if " domain x (" in it]
+        assert checked.returncode == 1 and line.startswith("failed "), checked.stdout
+        pids = sorted((own_pid(first), second))
+        assert sorted(map(int, re.search(r"machine: (\d+), (\d+)\.", line).groups())) == pids, line
+        assert "/run/libvirt/qemu/x.pid has the process that libvirt knows" in checked.stdout, checked.stdout
+        assert hosts.ask("off", "x").rc == FAILED, hosts.logs()
+    finally:
+        os.kill(first, signal.SIGKILL)
+    until(lambda: not pathlib.Path(f"/proc/{first}").exists(), PATIENCE, "the process ended")
+    assert "domain x (" not in here.run("--check").stdout
+    assert hosts.ask("off", "x").rc == OK, hosts.logs()
+
+
 def held_writers(save):
     """PIDs of libvirt's processes that write a memory to disk for this virsh, stopped; none if it was faster."""
     while save.poll() is None:

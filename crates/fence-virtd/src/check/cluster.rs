@@ -34,8 +34,8 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// Pause between two looks for the daemon's answer.
 const SURVEY_POLL: Duration = Duration::from_millis(50);
 /// Next step for a domain that runs at several nodes.
-const TWICE_STEP: &str = "two machines share one disk: look at once (virsh list on each node), end the one that \
-                          does not belong there (virsh destroy), and look at the disk";
+const TWICE_STEP: &str = "two machines share one disk: look at once (virsh list on each node), end that \
+                          which does not belong there (virsh destroy), and look at the disk";
 
 /// `state`: the state directory, with what the daemon remembers.
 pub(super) fn all(config: &Config, state: Option<&Path>) -> Vec<Finding> {
@@ -233,9 +233,9 @@ impl CorosyncView {
             let next = match is_surveyed {
                 true => "do what the lines `node` say",
                 false => {
-                    "does corosync hear that node (corosync-cfgtool -s)? Then start fence_virtd there. If not: \
-                     look at its power and network. Until then what runs there can't be fenced, and nothing \
-                     that was not seen to go off is called off"
+                    "does corosync hear that node (corosync-cfgtool -s)? Then start fence_virtd there. \
+                     If not: look at its power and network. Until then what runs there can't be fenced, and \
+                     nothing that was not seen to go off is called off"
                 }
             };
             Finding::warning("hosts", subject, format!("{text}; not heard: {missing}"), next)

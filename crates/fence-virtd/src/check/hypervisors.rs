@@ -41,7 +41,7 @@ struct CheckedUri {
     found: Vec<Finding>,
     domains: Vec<CheckedDomain>,
     lost: Vec<LostMachine>,
-    /// It has listed its domains.
+    /// True once the domains were listed.
     is_listed: bool,
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! Check of machines that libvirt lost: a process of this host has a machine that is off by libvirt's word.
+//! Check of machines that libvirt lost: a process of this host has a machine that is off by libvirt's word,
+//! or has it beside the one that libvirt knows.
 //!
 //! One search of /proc, before libvirt is asked, is enough for all domains: what was there before and after
 //! libvirt's word was there with it. Whether that is a fault is looked at again a moment later, since a
@@ -42,6 +43,14 @@ pub(super) struct LostMachine {
     words: RemnantWords,
     /// False: the process may have the machine.
     is_certain: bool,
+}
+
+/// Machine that has more processes than libvirt has instances.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct TwiceMachine {
+    uuid: DomainId,
+    name: String,
+    pids: Vec<u32>,
 }
 
 impl MachineSearch {
@@ -95,13 +104,29 @@ impl MachineSearch {
         is_whole: bool,
     ) -> Vec<Finding> {
         let unknown = if is_whole { self.unknown(own) } else { Vec::new() };
+        let twice = self.twice(own);
         let mut found = findings(lost, own, &unknown);
+        found.extend(twice.iter().take(MAX_NAMED).map(of_twice));
         if let Some(why) = &self.blind {
             let next = "find the process at which a look hangs, or let the daemon see all processes; until \
                         then libvirt's word counts alone here";
             found.push(Finding::warning(CHECK, "", why, next));
         }
         found
+    }
+
+    /// Returns the machines with more processes than instances. One that was just powered off and started
+    /// again has two for a moment.
+    fn twice(&self, own: &[CheckedDomain]) -> Vec<TwiceMachine> {
+        let look = || {
+            let all = self.processes.all();
+            twice(all.iter().map(|it| (domain_id(it.uuid), it.pid)), own)
+        };
+        if look().is_empty() {
+            return Vec::new();
+        }
+        thread::sleep(SETTLED);
+        look()
     }
 
     /// Returns the processes whose machines none of these domains is.
@@ -134,6 +159,35 @@ fn findings(lost: Vec<LostMachine>, own: &mut [CheckedDomain], unknown: &[Machin
     }
     found.extend(unknown.iter().take(MAX_NAMED).map(of_unknown));
     found
+}
+
+/// Returns the machines with more processes than instances, where libvirt has an instance at all.
+/// `processes`: machine and pid.
+fn twice(processes: impl Iterator<Item = (DomainId, u32)>, own: &[CheckedDomain]) -> Vec<TwiceMachine> {
+    let mut by_machine: BTreeMap<DomainId, Vec<u32>> = BTreeMap::new();
+    processes.for_each(|(uuid, pid)| by_machine.entry(uuid).or_default().push(pid));
+    let machine = |(uuid, pids): (DomainId, Vec<u32>)| {
+        let on: Vec<_> = own.iter().filter(|it| it.is_on && it.uuid == uuid).collect();
+        let name = on.first()?.name.clone();
+        (pids.len() > on.len()).then_some(TwiceMachine { uuid, name, pids })
+    };
+    by_machine.into_iter().filter_map(machine).collect()
+}
+
+fn of_twice(machine: &TwiceMachine) -> Finding {
+    let pids: Vec<_> = machine.pids.iter().map(u32::to_string).collect();
+    let (count, pids) = (pids.len(), pids.join(", "));
+    let text = format!(
+        "{count} processes of this host have this machine: {pids}. libvirt knows of fewer: it lost \
+         the status file of one, and the machine was started again. They write to one disk, and off \
+         and reboot of the domain fail"
+    );
+    let next = format!(
+        "/run/libvirt/qemu/{}.pid has the process that libvirt knows. See ps -fp {pids}, then kill the other \
+         one, and look at the disk of the machine",
+        escaped(&machine.name)
+    );
+    Finding::failed(CHECK, subject(&machine.name, machine.uuid), text, next)
 }
 
 fn of_lost(lost: LostMachine) -> Finding {
@@ -197,6 +251,19 @@ mod tests {
         let mut own = [domain(1, "a", false), domain(1, "b", true)];
         assert!(findings(vec![lost(1, true)], &mut own, &[]).is_empty());
         assert!(!own[0].is_on);
+    }
+
+    #[test]
+    fn one_more_process_than_instances_is_a_failure_with_both_pids() {
+        let uuid = |it: u8| DomainId::from_bytes([it; 16]);
+        // Powered on at two URIs, at one, and at none: the last is lost, which is said elsewhere.
+        let own = [domain(1, "a", true), domain(1, "b", true), domain(2, "a", true), domain(3, "a", false)];
+        let processes = [(1, 10), (1, 11), (2, 20), (2, 21), (3, 30), (3, 31)];
+        let found = twice(processes.into_iter().map(|(it, pid)| (uuid(it), pid)), &own);
+        assert_eq!(found, [TwiceMachine { uuid: uuid(2), name: "vm2".to_owned(), pids: vec![20, 21] }]);
+        let said = of_twice(&found[0]);
+        assert_eq!(said.result, FindingLevel::Failed);
+        assert!(said.text.starts_with("2 processes of this host have this machine: 20, 21."), "{said:?}");
     }
 
     #[test]

@@ -13,11 +13,11 @@ use super::pool::Hypervisor;
 pub(crate) const READ_ONLY: &str =
     "this connection may only read, and libvirt refuses each off, on and reboot";
 /// Next step for such a connection.
-pub(crate) const READ_ONLY_STEP: &str = "put the URI of libvirt's writable socket (libvirt-sock, not libvirt-sock-ro) into the \
-                                         configuration, then restart fence_virtd";
+pub(crate) const READ_ONLY_STEP: &str = "put the URI of libvirt's writable socket (libvirt-sock, not \
+                                         libvirt-sock-ro) into the configuration, then restart fence_virtd";
 /// Next step where rules of libvirt forbid the order.
-const RULES_STEP: &str = "let the user of fence_virtd do this: the polkit rules of libvirt (access_drivers in libvirtd.conf), or \
-                          the groups of that user";
+const RULES_STEP: &str = "let the user of fence_virtd do this: the polkit rules of libvirt (access_drivers \
+                          in libvirtd.conf), or the groups of that user";
 
 /// Returns the refusal of an order with the next step, where libvirt refused it for want of rights.
 pub(crate) fn denial(uri: &str, error: &Error) -> Option<String> {

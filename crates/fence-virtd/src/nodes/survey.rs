@@ -18,15 +18,15 @@ use fence_core::domain::DomainId;
 /// State of another node, as a request would find it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum SurveyedState {
-    /// It says what it has.
+    /// Answers what it has.
     Answers,
     /// Proved down.
     Down,
-    /// corosync does not hear it, and nothing proves that it is down.
+    /// Not heard by corosync, and nothing proves that it is down.
     Lost,
-    /// corosync hears it, and no daemon is there.
+    /// Heard by corosync, and no daemon is there.
     NoDaemon,
-    /// Its daemon is in the group, and can't tell or does not answer.
+    /// A daemon is in the group, and can't tell or does not answer.
     CantTell,
 }
 

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use fence_core::hosts::HostKind;
+use fence_core::hosts::{HostKind, Respondent};
 use fence_wire::escaped;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
@@ -55,6 +55,13 @@ impl Peers {
         });
         let help = "When another host was last heard, seconds since 1970";
         gauges(to, "peer_last_heard_seconds", help, hosts);
+        let silent = self.known().into_iter().filter(|it| self.was_in_vain(Respondent::Host(it.id)));
+        let silent = silent.map(|it| {
+            let name = escaped(&it.to_string()).to_string();
+            (vec![("host", name), ("key", it.id.to_string())], 1)
+        });
+        let help = "Other hosts that did not answer when they were asked last";
+        gauges(to, "peer_did_not_answer", help, silent);
         let own = vec![("key", self.identity.id().to_string())];
         gauges(to, "peer_own_key", "The key of this host, as other hosts show it", [(own, 1)]);
         let pins: Vec<_> = lock(&self.table).pins().collect();
@@ -66,7 +73,7 @@ impl Peers {
         gauges(to, "peer_pinned_key", "The key that an address of peers is bound to", pins);
         let unmet = self.unmet();
         let in_vain: Vec<_> =
-            unmet.iter().copied().filter(|it| lock(&self.silent).was_asked_in_vain(it)).collect();
+            unmet.iter().copied().filter(|it| self.was_in_vain(Respondent::Address(*it))).collect();
         let unmet = unmet.into_iter().map(|at| (vec![("address", at.to_string())], 1));
         let help = "Addresses of peers at which no host ever answered";
         gauges(to, "peer_never_answered", help, unmet);
@@ -93,6 +100,10 @@ impl Peers {
         to.register("peer_questions", "Questions to other hosts about a domain", counter(&counts.asked));
         to.register("peer_silences", "Questions that a host did not answer", counter(&counts.silent));
         to.register("peer_answers", "Questions of other hosts that were answered", counter(&counts.answered));
+    }
+
+    fn was_in_vain(&self, who: Respondent) -> bool {
+        lock(&self.silent).was_asked_in_vain(who)
     }
 
     /// Returns the addresses of `peers` at which no host ever answered.

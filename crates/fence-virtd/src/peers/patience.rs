@@ -5,8 +5,6 @@
 //! to find the domain and once to act. Owns who was silent lately, and nothing else: a silent host stays
 //! unknown, however long it was waited for.
 
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use fence_core::hosts::Respondent;
@@ -23,8 +21,8 @@ const MAX_SILENT: usize = 64;
 pub(super) struct SilentHosts {
     /// Hosts that were silent lately, with the end of their time.
     lately: Vec<(Respondent, Instant)>,
-    /// Addresses of `peers` that were asked, and were silent the last time.
-    in_vain: BTreeSet<SocketAddr>,
+    /// Hosts and addresses of `peers` that were asked, and were silent the last time.
+    in_vain: Vec<Respondent>,
 }
 
 impl SilentHosts {
@@ -41,30 +39,21 @@ impl SilentHosts {
         self.lately.retain(|(it, since)| !asked.contains(it) && now.duration_since(*since) < SILENCE_TTL);
         let room = MAX_SILENT.saturating_sub(self.lately.len());
         self.lately.extend(silent.iter().take(room).map(|it| (*it, now)));
-        let address = |it: &Respondent| match it {
-            Respondent::Address(at) => Some(*at),
-            Respondent::Host(_) => None,
-        };
-        let asked: Vec<_> = asked.iter().filter_map(address).collect();
         self.in_vain.retain(|it| !asked.contains(it));
         let room = MAX_SILENT.saturating_sub(self.in_vain.len());
-        self.in_vain.extend(silent.iter().filter_map(address).take(room));
+        self.in_vain.extend(silent.iter().take(room));
     }
 
-    /// Returns whether this address of `peers` was asked since the start, and did not answer the last time.
-    pub(super) fn was_asked_in_vain(&self, address: &SocketAddr) -> bool {
-        self.in_vain.contains(address)
+    /// Returns whether this host or address of `peers` was asked since the start, and did not answer the last
+    /// time.
+    pub(super) fn was_asked_in_vain(&self, who: Respondent) -> bool {
+        self.in_vain.contains(&who)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn at_of(who: Respondent) -> SocketAddr {
-        let Respondent::Address(at) = who else { panic!("{who:?}") };
-        at
-    }
 
     #[test]
     fn only_who_was_silent_lately_is_waited_for_less() {
@@ -73,13 +62,13 @@ mod tests {
         let mut silent = SilentHosts::default();
         assert!(!silent.are_given_up(&[h1], SHORT_WAIT, start));
         silent.record(&[h1], &[h1, h2], start);
-        assert!(silent.was_asked_in_vain(&at_of(h1)) && !silent.was_asked_in_vain(&at_of(h2)));
+        assert!(silent.was_asked_in_vain(h1) && !silent.was_asked_in_vain(h2));
         assert!(silent.are_given_up(&[h1], SHORT_WAIT, start));
         assert!(!silent.are_given_up(&[h1], SHORT_WAIT / 2, start), "it is asked all the same");
         assert!(!silent.are_given_up(&[h1, h2], SHORT_WAIT, start), "the other one was well");
         assert!(!silent.are_given_up(&[h1], SHORT_WAIT, start + SILENCE_TTL));
         silent.record(&[], &[h1], start);
-        assert!(!silent.was_asked_in_vain(&at_of(h1)));
+        assert!(!silent.was_asked_in_vain(h1));
         assert!(!silent.are_given_up(&[h1], SHORT_WAIT, start), "it has answered since");
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use fence_core::domain::{DomainId, TargetKind};
 use fence_core::evidence::{DomainSite, Finding, Sight};
-use fence_core::hosts::KnownHost;
+use fence_core::hosts::{KnownHost, Respondent};
 use fence_core::owed_start::PlaceMemory;
 use fence_net::{MulticastListener, MulticastScope};
 use fence_wire::{HostAnswer, HostBody, HostMessage, HostSight, HostsKey, PairKey};
@@ -392,7 +392,13 @@ async fn the_first_host_with_an_instance_is_enough() {
     let found = a.peers.look(&question, Instant::now() + Duration::from_millis(500)).await;
     assert!(matches!(&found[..], [Finding { sight: Sight::Off, .. }]), "{found:?}");
     assert_eq!(a.peers.counts.silent.load(Ordering::Relaxed), 0);
-    assert!(!a.peers.silent.lock().unwrap().was_asked_in_vain(&(Ipv4Addr::LOCALHOST, silent).into()));
+    assert!(
+        !a.peers
+            .silent
+            .lock()
+            .unwrap()
+            .was_asked_in_vain(Respondent::Address((Ipv4Addr::LOCALHOST, silent).into()))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -155,7 +155,16 @@ fn of_peers(samples: &[MetricSample<'_>]) -> Vec<String> {
             "" => String::new(),
             key => format!(", key {key}"),
         };
-        lines.push(format!("other host {}{daemon}: last heard {}", it.label("host"), heard_ago(heard)));
+        let is_same = |other: &&MetricSample<'_>| {
+            ["host", "key"].iter().all(|label| other.label(label) == it.label(label))
+        };
+        let is_silent = named("peer_did_not_answer").any(|it| is_same(&it));
+        let silent = if is_silent { ", DID NOT ANSWER when asked last" } else { "" };
+        lines.push(format!(
+            "other host {}{daemon}: last heard {}{silent}",
+            it.label("host"),
+            heard_ago(heard)
+        ));
     }
     for it in named("peer_not_asked_seconds") {
         let heard = Duration::try_from_secs_f64(it.value).map_or(0, |it| it.as_secs());
@@ -238,6 +247,7 @@ mod tests {
              fence_virtd_peer_last_heard_seconds{{host=\"h7 (10.0.0.7)\",key=\"0d\",kind=\"ours\"}} 5\n\
              fence_virtd_peer_never_answered{{address=\"10.0.0.7:1229\"}} 1\n\
              fence_virtd_peer_asked_in_vain{{address=\"10.0.0.7:1229\"}} 1\n\
+             fence_virtd_peer_did_not_answer{{host=\"h7 (10.0.0.7)\",key=\"0d\"}} 1\n\
              fence_virtd_corosync_up 1\n\
              fence_virtd_lost_domains 1\n\
              fence_virtd_cluster_asked_in_vain{{node=\"node 2 (h2)\"}} 1\n\
@@ -265,6 +275,7 @@ mod tests {
             "other host h5 (10.0.0.5): WAS HEARD, AND peers = \"none\" LEAVES IT OUT; last heard ",
             "other host at 10.0.0.6: USES ANOTHER KEY than this one",
             "ONE MAY BE MISSING",
+            " ago, DID NOT ANSWER when asked last; ",
         ] {
             assert!(said.contains(wanted), "{wanted}: {said}");
         }

@@ -160,7 +160,7 @@ async fn the_check_is_never_taken_for_a_second_daemon() {
     }
     daemon.peers.say_hello_to((Ipv4Addr::LOCALHOST, a.other).into());
     assert_eq!(daemon.sights().await, [Sight::Off]);
-    assert_eq!(b.peers.doubt(fence_core::hosts::Respondent::Host(daemon.peers.identity.id())), None);
+    assert_eq!(b.peers.doubt(Respondent::Host(daemon.peers.identity.id())), None);
 }
 
 /// Any other pair would be another host to those who are asked.
