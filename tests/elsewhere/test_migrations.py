@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from lab import process, programs
+from lab import net, process, programs
 from lab.hypervisor import crashing_disk, until
 from lab.programs import program
 
@@ -548,6 +548,55 @@ def test_a_source_that_was_told_to_go_on(pair, note):
     there.unfilter()
     until(lambda: pair.ask("off", "x").rc == OK, PATIENCE, "each host ends what it has")
     assert pair.where("x") == [], pair.logs()
+
+
+def standing_still(host, name):
+    """The QEMU that a host starts for a domain that comes in, stopped before libvirt hears of it: as if it were slow."""
+    found = {}
+
+    def starts():
+        found.update(host.processes(name))
+        return found
+
+    net.wait_until(starts, PATIENCE)
+    pid, comes = next(iter(found.items()))
+    os.kill(pid, signal.SIGSTOP)
+    assert comes
+    return pid
+
+
+@pytest.mark.parametrize("case", ["off", "reboot", "daemon anew"])
+def test_what_comes_in_too_late_renews_no_move(pair, note, case):
+    """A machine goes to and fro, and is ended while the host that it left once is slow to start what comes in. That one never ran: its
+    end makes the old move no younger than the end of the machine."""
+    tally = Tally(note)
+    here, there = pair.h1, pair.h2
+    here.has("x")
+    settle(pair, here.migrate("x", there))
+    assert pair.where("x") == ["h2"]
+    migration = there.migrate("x", here)
+    stopped = standing_still(here, "x")
+    try:
+        # The one that has the machine ends it. What just starts at the other host may be its other half.
+        here.does_not_call_back()
+        answer = pair.ask("reboot" if case == "reboot" else "off", "x")
+        tally.add(answer)
+        assert answer.rc == FAILED and pair.where("x") == ["h1"], pair.logs()
+        if case == "daemon anew":
+            here.serve_again()
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    settle(pair, migration)
+    until(lambda: pair.where("x") == [], PATIENCE, "what came in is gone")
+    for answers in ("h2", "h1"):
+        (here if answers == "h2" else there).does_not_call_back()
+        answer = pair.ask("status", "x")
+        tally.add(answer, answer.lie_afterwards())
+        assert answer.rc == OFF, f"{answers}: {pair.logs()}"
+        here.unfilter()
+        there.unfilter()
+    assert pair.ask("off", "x").rc == OK, pair.logs()
+    tally.none(pair.logs())
 
 
 @pytest.mark.parametrize("keeps", ["definition", "nothing"])

@@ -16,8 +16,9 @@ pub enum LastSeen {
     CameIn {
         /// Moment when it came. The machine was at another place then.
         since: BootMoment,
-        /// True if the machine had gone from here before: it is at another place if this instance fails.
-        was_away: bool,
+        /// Moment since which the machine is at another place, if it had gone from here before: that holds if
+        /// this instance is seen to fail.
+        away_since: Option<BootMoment>,
     },
     /// An instance is here, and is the machine.
     Ran {
@@ -145,7 +146,11 @@ impl LastSeen {
         match (event, self) {
             (InstanceEvent::Started, _) => Self::RUNS,
             (InstanceEvent::Restored, _) => Self::Restored(RestoredPhase::Began),
-            (InstanceEvent::CameIn, _) => Self::CameIn { since: now, was_away: self.is_away() },
+            // It was seen before, when it just started.
+            (InstanceEvent::CameIn, Self::CameIn { away_since, .. }) => {
+                Self::CameIn { since: now, away_since }
+            }
+            (InstanceEvent::CameIn, _) => Self::CameIn { since: now, away_since: self.away_since() },
             (InstanceEvent::Resumed | InstanceEvent::Noticed, _) => self.noticed(event, now),
             (InstanceEvent::ResumedInPostCopy | InstanceEvent::PostCopyFailed, Self::PostCopy(_)) => self,
             (InstanceEvent::ResumedInPostCopy, _) => Self::PostCopy(now),
@@ -203,7 +208,11 @@ impl LastSeen {
             // As a half.
             (_, Self::Restored(RestoredPhase::Copied(since))) => Self::MovedAway(since),
             (StopCause::Migrated, _) => Self::MovedAway(now),
-            // The machine is where it came from, and was when this instance came.
+            // It never ran, or an event would have told. The machine is where it was, and no end of it that
+            // somebody saw meanwhile is older than its move from here.
+            (StopCause::Ended | StopCause::Failed, Self::CameIn { away_since, .. }) => {
+                away_since.map_or(Self::Known, Self::MovedAway)
+            }
             (_, Self::CameIn { .. }) => self.without_instance(),
             (
                 StopCause::Ended | StopCause::Failed | StopCause::Reverted,
@@ -230,6 +239,8 @@ impl LastSeen {
         match self {
             Self::MovedAway(_) => Self::MovedAway(now),
             Self::Saved(_) => Self::Saved(now),
+            // An event told of it already; what was known before may be over.
+            Self::CameIn { since, away_since: Some(_) } => Self::CameIn { since, away_since: Some(now) },
             // What an event said since.
             left => left,
         }
@@ -253,7 +264,7 @@ impl LastSeen {
             (ListedState::PostCopy, _) => Self::PostCopy(now),
             (ListedState::Starting, Self::CameIn { .. }) => self,
             // It is not the machine yet, and if it fails all is as it was.
-            (ListedState::Starting, _) => Self::CameIn { since: now, was_away: self.is_away() },
+            (ListedState::Starting, _) => Self::CameIn { since: now, away_since: self.away_since() },
             (ListedState::Unsettled, _) => Self::Ran { unsettled: Some(now) },
             (ListedState::Settled, _) => Self::RUNS,
         }
@@ -264,8 +275,8 @@ impl LastSeen {
     pub fn recalled(self, past: PastEvent) -> Self {
         match self {
             Self::Known => past.into(),
-            Self::CameIn { since, .. } if Self::from(past).is_away() => {
-                Self::CameIn { since, was_away: true }
+            Self::CameIn { since, away_since } => {
+                Self::CameIn { since, away_since: away_since.max(Self::from(past).away_since()) }
             }
             _ => self,
         }
@@ -317,7 +328,8 @@ impl LastSeen {
     /// Returns what is left of this where no instance is here, and nobody saw how it went.
     fn without_instance(self) -> Self {
         match self {
-            Self::CameIn { since, was_away: true }
+            // It may have run here, and moved on.
+            Self::CameIn { since, away_since: Some(_) }
             | Self::Half(since)
             | Self::Restored(RestoredPhase::Copied(since)) => Self::MovedAway(since),
             Self::CameIn { .. } | Self::Ran { .. } | Self::PostCopy(_) | Self::Restored(_) => Self::Known,
@@ -382,9 +394,12 @@ impl LastSeen {
         }
     }
 
-    /// Returns whether the machine is, or may be, at another place, if no instance is here.
-    fn is_away(self) -> bool {
-        self.left_by().is_some()
+    /// Returns since when the machine is, or may be, at another place, if no instance is here.
+    fn away_since(self) -> Option<BootMoment> {
+        match self.without_instance() {
+            Self::MovedAway(when) | Self::Saved(when) => Some(when),
+            _ => None,
+        }
     }
 }
 

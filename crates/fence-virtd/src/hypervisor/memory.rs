@@ -384,6 +384,11 @@ impl SeenDomains {
         self.last(uuid).is_some_and(|it| it.is_half(listed(state)))
     }
 
+    /// Returns whether an instance came in here, and was not seen to run or to end.
+    pub(super) fn only_came_in(&self, uuid: Uuid) -> bool {
+        matches!(self.last(uuid), Some(LastSeen::CameIn { .. }))
+    }
+
     /// Returns whether an instance that was restored paused stands still since, and was in no migration.
     pub(super) fn stands_still_since_restore(&self, uuid: Uuid) -> bool {
         self.last(uuid).is_some_and(LastSeen::stands_still_since_restore)
@@ -1109,6 +1114,38 @@ mod tests {
                 assert!(seen.move_age(uuid()).is_some(), "{before:?}");
             }
         }
+    }
+
+    /// The machine may have ended where it was before this host heard of what came in.
+    #[test]
+    fn what_came_in_and_never_ran_renews_no_move() {
+        use LifecycleKind::{Resumed, Started, Stopped};
+        let dir = tempfile::tempdir().unwrap();
+        let past = PastEvents::open(dir.path(), "boot").unwrap();
+        let mut seen = SeenDomains::on_disk(Some(past.clone()), "test:///default");
+        seen.recall();
+        seen.record_event(&event(Started, 0));
+        seen.record_event(&event(Stopped, STOPPED_MIGRATED));
+        let left = seen.last(uuid());
+        for end in [1, 5] {
+            seen.record_event(&event(Started, STARTED_MIGRATED));
+            assert!(seen.only_came_in(uuid()) && seen.last(uuid()).and_then(LastSeen::kept).is_some());
+            seen.record_event(&event(Stopped, end));
+            assert_eq!(seen.last(uuid()), left, "{end}");
+            // It was ended by this host.
+            seen.record_move(uuid());
+            assert!(seen.last(uuid()) == left && !seen.only_came_in(uuid()));
+        }
+        past.finish();
+        let past = PastEvents::open(dir.path(), "boot").unwrap();
+        let mut next = SeenDomains::on_disk(Some(past), "test:///default");
+        next.recall();
+        assert_eq!(next.last(uuid()), left, "on disk too");
+        seen.record_event(&event(Started, STARTED_MIGRATED));
+        seen.record_event(&event(Resumed, 1));
+        assert!(!seen.only_came_in(uuid()));
+        seen.record_event(&event(Stopped, STOPPED_MIGRATED));
+        assert!(seen.last(uuid()) > left && seen.move_age(uuid()).is_some(), "it ran, and left again");
     }
 
     /// libvirt keeps the last reason only: a pause hides the migration before it.

@@ -1043,6 +1043,11 @@ impl Hypervisor {
         lock(&self.memory).is_half(uuid, state)
     }
 
+    /// Returns whether an instance came in here, and was not seen to run or to end.
+    pub(crate) fn only_came_in(&self, uuid: Uuid) -> bool {
+        lock(&self.memory).only_came_in(uuid)
+    }
+
     /// Returns whether an instance that was restored paused stands still since, and was in no migration.
     pub(crate) fn stands_still_since_restore(&self, uuid: Uuid) -> bool {
         lock(&self.memory).stands_still_since_restore(uuid)

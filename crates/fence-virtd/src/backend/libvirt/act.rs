@@ -609,10 +609,15 @@ impl PowerOffRun<'_> {
 
     fn ended_while_moving(&mut self) -> PowerOffHere {
         self.wait_for_processes();
+        let uuid = self.order.uuid;
+        if self.progress.is_handed_over && self.memory.only_came_in(uuid) {
+            // The event of its end tells that it never ran: then an older move holds, and is not renewed.
+            self.memory.await_end(uuid);
+        }
         if !self.progress.is_handed_over {
             // The events tell whether it stood still for a migration when it was ended, or was the machine.
-            self.memory.await_end(self.order.uuid);
-            self.progress.is_handed_over = self.memory.move_age(self.order.uuid).is_some();
+            self.memory.await_end(uuid);
+            self.progress.is_handed_over = self.memory.move_age(uuid).is_some();
         }
         let PowerOffProgress { start_from, is_handed_over, .. } = &mut *self.progress;
         PowerOffHere::EndedWhileMoving { start_from: start_from.take(), is_handed_over: *is_handed_over }
