@@ -120,8 +120,8 @@ suites: packages-test reference-today ## every suite of tests/ against target/di
 	$(MAKE) --keep-going -j$(LANES) --output-sync=target REFERENCE_TODAY= $(BESIDE) $(SUITES)
 
 # The long ones first; those that wait most of their time (cpg, agents) beside those that work.
-SUITES = suite-cpg-1 suite-elsewhere-1 suite-agents suite-guests suite-elsewhere-2 suite-e2e suite-cpg-2 suite-truth_search suite-fence_races \
-    suite-field suite-compliance suite-cpg-3 suite-pacemaker suite-diagnose suite-cts suite-transports suite-attacks \
+SUITES = suite-cpg-1 suite-elsewhere-1 suite-agents suite-cpg-3 suite-guests suite-elsewhere-2 suite-cpg-2 suite-e2e suite-truth_search suite-fence_races \
+    suite-field suite-compliance suite-pacemaker suite-diagnose suite-cts suite-transports suite-attacks \
     suite-reference suite-reference-today suite-several_hosts suite-attacks-reference suite-keys suite-observability suite-sandbox \
     suite-contained suite-configure suite-packages suite-manual suite-checks suite-bench
 
