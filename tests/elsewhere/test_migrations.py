@@ -612,7 +612,9 @@ def test_a_migration_that_is_aborted(pair, note, keeps):
         here.has("x", transient=keeps == "nothing", bios=True)
         migration = slow(here, there)
         if migration:
-            here.hypervisor.virsh("domjobabort", "x", check=False)
+            # One abort may come before there is anything to abort.
+            until(lambda: here.hypervisor.virsh("domjobabort", "x", check=False) and migration.poll() is not None,
+                  PATIENCE, "the migration is aborted")
             settle(pair, migration)
         if keeps == "nothing":
             here.hypervisor.freeze()
