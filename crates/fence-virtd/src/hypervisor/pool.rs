@@ -58,7 +58,7 @@ const FIRST_LIST: Duration = Duration::from_secs(1);
 /// Readings of a domain in a new connection's list whose events overtake them.
 const MAX_READ_AGAIN: usize = 8;
 /// Time by which an event may be later than a reading.
-const EVENT_LAG: Duration = Duration::from_secs(1);
+pub(crate) const EVENT_LAG: Duration = Duration::from_secs(1);
 /// Pause before it is looked again whether an event came.
 const EVENT_POLL: Duration = Duration::from_millis(2);
 /// Lifecycle events that are kept for a follower that has not read them yet.

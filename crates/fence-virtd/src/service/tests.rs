@@ -27,8 +27,10 @@ use fence_core::owed_start::StartVerdict;
 /// Far longer than anything here takes; only a failure waits for it.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A backend that no call may reach.
-struct Untouched;
+/// A backend that no call may reach, but for a power-off where it has one.
+pub(super) struct Untouched {
+    pub(super) off: fn() -> PowerOffResult<'static>,
+}
 
 impl Backend for Untouched {
     async fn locate(&self, _: &Target, _: Instant) -> Result<LocatedDomain, LocateError> {
@@ -44,7 +46,7 @@ impl Backend for Untouched {
     }
 
     async fn off(&self, _: &DomainRef, _: bool, _: &Lease) -> Result<PowerOffResult<'_>, ActionError> {
-        panic!("taken down")
+        Ok((self.off)())
     }
 
     async fn on(&self, _: &DomainRef, _: &Lease) -> Result<(), ActionError> {
@@ -117,7 +119,16 @@ fn service(hosts: OtherHosts) -> (Arc<Service>, Arc<AtomicUsize>) {
     let (intents, _) = IntentLog::open(None, String::new());
     let memory = ServiceMemory { replays: ReplayMemory::in_memory().unwrap(), intents };
     let audit = Audit::open(None).unwrap();
-    (Service::new(Arc::new(Untouched), audit, memory, Some(Arc::new(hosts)), PATIENCE), in_flight)
+    (
+        Service::new(
+            Arc::new(Untouched { off: || panic!("taken down") }),
+            audit,
+            memory,
+            Some(Arc::new(hosts)),
+            PATIENCE,
+        ),
+        in_flight,
+    )
 }
 
 fn job(action: Action) -> (RequestJob, ResolvedTarget) {

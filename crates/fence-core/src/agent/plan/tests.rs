@@ -377,15 +377,23 @@ fn a_device_that_told_another_request_the_state_has_all_of_its_time_again() {
     }
 }
 
-/// A program that is not there for a moment is no evidence. Where nobody says "off" it is told at once.
+/// A program that is not there for a moment is no evidence, and takes back nothing that the device said in
+/// this request. Where nobody says "off" it is told at once.
 #[test]
 fn a_device_whose_agent_is_gone_is_heard_out() {
-    for (said, end) in [(None, PlanStep::GiveUp), (Some(OFF), PlanStep::Done)] {
-        let (mut plan, begin) = plan(2);
-        plan.stop();
-        plan.looked(1, StatusReading::Unusable, begin, begin);
-        plan.looked(0, said.unwrap_or(StatusReading::Unlisted), begin, begin);
-        assert_eq!(plan.next(begin) == end, said.is_none());
+    for is_on in [false, true] {
+        for says_off in [false, true] {
+            let (mut plan, begin) = plan(2);
+            plan.stop();
+            if is_on {
+                plan.looked(1, ON, begin, begin);
+            }
+            plan.looked(1, StatusReading::Unusable, begin, begin);
+            plan.looked(0, if says_off { OFF } else { StatusReading::Unlisted }, begin, begin);
+            let next = plan.next(begin);
+            assert_ne!(next, PlanStep::Done);
+            assert_eq!(next == PlanStep::GiveUp, !says_off, "{next:?}");
+        }
     }
 }
 

@@ -288,11 +288,16 @@ impl AgentBackend {
     /// Returns the ways to a domain by devices that may have it too: their lists don't deny it now. That a
     /// list can't be had is no sign that the machine is not there, and a pool's master may have moved.
     fn possible_ways(&self, domain: &DomainRef, routes: &[(usize, String)]) -> Vec<(usize, String)> {
+        let is_other = |place: usize| routes.iter().all(|it| it.0 != place);
+        let others: Vec<_> = self.listed().filter(|it| is_other(it.0)).collect();
+        if others.is_empty() {
+            return Vec::new();
+        }
         let by_last = domains::all(&self.settings, &self.last_lists());
         let last = by_last.iter().find(|it| it.uuid == domain.uuid && it.name == domain.name);
         let plugs: BTreeSet<&String> = routes.iter().map(|it| &it.1).collect();
         let mut ways = Vec::new();
-        for (place, device) in self.listed().filter(|(place, _)| routes.iter().all(|it| it.0 != *place)) {
+        for (place, device) in others {
             if let Some(plug) = last.and_then(|it| it.plug_at(place)) {
                 ways.push((place, plug.to_owned()));
                 continue;

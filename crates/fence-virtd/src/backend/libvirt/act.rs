@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 
 use self::saved::{DiscardResult, LAST_WORDS};
 use super::judged_move::JudgedMove;
+use crate::hypervisor::EVENT_LAG;
 use crate::hypervisor::rights::denial;
 use crate::hypervisor::stray::{MachineProcess, ProcessesGone};
 use crate::hypervisor::{CallError, Hypervisor};
@@ -26,8 +27,6 @@ use crate::util::fault;
 
 mod saved;
 
-/// Time by which an event may be later than the reading.
-const EVENT_LAG: Duration = Duration::from_secs(1);
 /// Part of a request's time that is left for the looks after a process was waited for.
 const PROCESS_RESERVE: Duration = Duration::from_secs(2);
 

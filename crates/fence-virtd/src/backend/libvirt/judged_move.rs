@@ -5,15 +5,12 @@
 //! So its word alone does not tell an old move, after which the machine ended elsewhere, from a new one. Must
 //! never take a move for judged if anything was seen of the domain since the looks of the proof began.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use fence_core::evidence::last_seen::LastSeen;
 use libvirt_host::Uuid;
 
-use crate::hypervisor::Hypervisor;
-
-/// Time by which an event may be late.
-const EVENT_LAG: Duration = Duration::from_secs(1);
+use crate::hypervisor::{EVENT_LAG, Hypervisor};
 
 /// Moves of a domain away from the hypervisors of this host, as they are remembered when looks at all places
 /// begin.

@@ -4,19 +4,16 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use fence_core::domain::{DomainId, DomainListing, LocatedDomain, TargetKind};
+use fence_core::domain::{DomainId, TargetKind};
 use fence_core::evidence::{DomainSite, Finding, Sight};
-use fence_wire::Target;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
+use super::super::tests::Untouched;
 use super::*;
-use crate::backend::{Backend, BoxedFuture, Restart};
+use crate::backend::{BoxedFuture, Restart};
 use crate::util::locks::{Mutex, lock};
-
-/// Backend that powers off, and can't start anything.
-struct NoStarts;
 
 #[derive(Debug)]
 struct FailingRestart;
@@ -30,43 +27,16 @@ impl Restart for FailingRestart {
     }
 }
 
-impl Backend for NoStarts {
-    async fn locate(&self, _: &Target, _: Instant) -> Result<LocatedDomain, LocateError> {
-        panic!("looked for")
-    }
-
-    fn may_own(&self, _: &Target) -> bool {
-        panic!("asked")
-    }
-
-    async fn status(&self, _: &DomainRef, _: &Lease) -> Result<SeenPower, ActionError> {
-        panic!("looked at")
-    }
-
-    async fn off(&self, _: &DomainRef, _: bool, _: &Lease) -> Result<PowerOffResult<'_>, ActionError> {
+/// Backend that powers off, and can't start anything.
+const NO_STARTS: Untouched = Untouched {
+    off: || {
         let now = Instant::now();
         let place = DomainSite::Hypervisor("test".to_owned());
         let look = Finding::without_namesakes(place, Sight::Ended(None), now, Instant::now());
         let proof = ProvedOff::from_end(now, &look).unwrap();
-        Ok(PowerOffResult::settled(proof, false, Some(Box::new(FailingRestart))))
-    }
-
-    async fn on(&self, _: &DomainRef, _: &Lease) -> Result<(), ActionError> {
-        panic!("started")
-    }
-
-    async fn forecast(&self, _: &DomainRef, _: PowerAction, _: &Lease) -> Result<PowerForecast, ActionError> {
-        panic!("foreseen")
-    }
-
-    async fn list(&self, _: Instant) -> Result<DomainListing, ActionError> {
-        panic!("listed")
-    }
-
-    async fn health(&self, _: Instant) -> Result<Vec<String>, ActionError> {
-        panic!("asked")
-    }
-}
+        PowerOffResult::settled(proof, false, Some(Box::new(FailingRestart)))
+    },
+};
 
 /// Warnings of a test, one a line.
 #[derive(Clone, Default)]
@@ -103,10 +73,10 @@ async fn a_reboot_whose_start_fails_is_a_warning_with_the_next_step() {
         let uuid = DomainId::from_bytes([1; 16]);
         let domain = DomainRef { name: "web2".to_owned(), uuid, home, by: TargetKind::Name };
         let (lease, _released) = Lease::new(Instant::now() + START_LIMIT, 7);
-        let done = run_power_action(&NoStarts, PowerAction::Off, &domain, &lease, |_| ()).await.unwrap();
+        let done = run_power_action(&NO_STARTS, PowerAction::Off, &domain, &lease, |_| ()).await.unwrap();
         assert!(matches!(done, PowerActionResult::PoweredOff { .. }), "{done:?}");
         assert_eq!(*lock(&warnings.0), "");
-        let done = run_power_action(&NoStarts, PowerAction::Reboot, &domain, &lease, |_| ()).await.unwrap();
+        let done = run_power_action(&NO_STARTS, PowerAction::Reboot, &domain, &lease, |_| ()).await.unwrap();
         assert!(matches!(done, PowerActionResult::NotStarted { .. }), "{done:?}");
         let said = lock(&warnings.0).clone();
         assert_eq!(said.lines().count(), 1, "{said}");
