@@ -171,6 +171,30 @@ def hangs(*_):
     for_ever()
 
 
+@only({"off"})
+def waits(*_):
+    """Gives the order, and gives up waiting for its effect."""
+    time.sleep(2.5)
+    print("Failed: Timed out waiting to power OFF", file=sys.stderr)
+    return FAILED
+
+
+@only({"off", "status", "monitor"})
+def away(*_):
+    """Can't reach its device, and needs some time to say so."""
+    time.sleep(2.5)
+    print("Failed: Unable to connect/login to fencing device", file=sys.stderr)
+    return FAILED
+
+
+@only({"off"})
+def unsure(*_):
+    """Fails late, and does not say whether the order was given."""
+    time.sleep(2.5)
+    print("Failed: Connection lost", file=sys.stderr)
+    return FAILED
+
+
 @only({"off", "status", "monitor"})
 def breaks(*_):
     """Fails, and can't tell: its connection breaks. It never worked, so nobody waits for it to get well."""

@@ -32,11 +32,12 @@ def test_a_reboot_that_comes_while_the_first_one_starts_the_machine(site, start_
     assert len(zoo.runs("off", "lingers")) == 2, record
 
 
-def test_an_action_that_was_only_claimed_holds_up_the_other_shot(site, start_host, tmp_path):
-    """A device says "done" and acts after the request has failed. The machine that is to go down must not shoot the one
+@pytest.mark.parametrize("mode", ["lies", "waits"])
+def test_an_action_that_was_only_claimed_holds_up_the_other_shot(site, start_host, tmp_path, mode):
+    """A device says "done", or its agent waited in vain, and it acts after the request has failed. The machine that is to go down must not shoot the one
     that asked for it in between: both would be down."""
     zoo = Zoo(tmp_path / "zoo")
-    host = start_host([zoo.device("lies", "right", retries=0), zoo.device("good", "left")])
+    host = start_host([zoo.device(mode, "right", retries=0), zoo.device("good", "left")])
     left, right = nodes = [Node(site, name, lambda: None) for name in ("left", "right")]
     for node in nodes:
         node.boot()
@@ -45,8 +46,8 @@ def test_an_action_that_was_only_claimed_holds_up_the_other_shot(site, start_hos
         (record,) = host.wait_records(1)
         second = shoot(right, left)
         host.daemon.wait_log(r"heard id=2 ")
-        # Far longer than one look at the device.
-        time.sleep(8)
+        # Far longer than one look at the device, and than an order that failed.
+        time.sleep(12)
         zoo.switch("right", "off")
         right.die()
         result = second.finish(60)

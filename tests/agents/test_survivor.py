@@ -5,6 +5,7 @@ import collections
 import contextlib
 import os
 import signal
+import threading
 
 import pytest
 from lab import net, programs
@@ -196,7 +197,7 @@ def test_a_claim_that_comes_true_after_another_device_did_it(site, start_host, t
     first device was ordered may come late all the same, so the machine takes no other one down meanwhile."""
     zoo = Zoo(tmp_path / "zoo")
     host = start_host([zoo.device("lies", "right", name="first", order=1, timeout=3, retries=0, effect_timeout=10),
-                       zoo.device("good", "right", name="second", order=2), zoo.device("good", "left", name="third")])
+                       zoo.device("good", "right", name="second", order=2, effect_timeout=10), zoo.device("good", "left", name="third")])
     left, right = nodes = [Node(site, name, lambda: None) for name in ("left", "right")]
     for node in nodes:
         node.boot()
@@ -224,15 +225,72 @@ def test_a_claim_that_comes_true_after_another_device_did_it(site, start_host, t
             site.net.remove(node.place.name)
 
 
-def test_two_honest_devices_hold_nobody_up(site, start_host, tmp_path):
-    """One device fails, the next one does it: whoever conflicts with that goes on at once."""
+def test_a_second_order_that_comes_true_after_the_first(site, start_host, tmp_path):
+    """One device is ordered twice, and carries out each order late. The first effect tells nothing of the second order: it may
+    come when the machine was started again, so the machine takes no other one down meanwhile."""
     zoo = Zoo(tmp_path / "zoo")
-    host = start_host([zoo.device("twos", "right", name="first", order=1), zoo.device("good", "right", name="second", order=2),
+    host = start_host([zoo.device("lies", "right", name="first", timeout=2, retries=1, effect_timeout=10),
+                       zoo.device("good", "left", name="second")])
+    left, right = nodes = [Node(site, name, lambda: None) for name in ("left", "right")]
+    for node in nodes:
+        node.boot()
+    try:
+        first = shoot(left, right)
+        second = zoo.wait_run("off", "right", 2)[1]
+        net.wait_until(lambda: not second.alive())
+        zoo.switch("right", "off")
+        right.die()
+        assert first.finish(60).rc == OK
+        assert "may yet" in host.record("off")["reason"]
+        zoo.switch("right", "on")
+        right.boot()
+        shoot(right, left)
+        host.daemon.wait_log(r"heard .*left")
+        with pytest.raises(TimeoutError):
+            host.daemon.wait_log(r'device="second" action="(off|status)"', timeout=2, since=len(host.daemon.lines))
+        zoo.switch("right", "off")
+        right.die()
+        assert zoo.power("left") == "on" and not zoo.runs("off", "left"), host.daemon.log[-6000:]
+        # For as long as the order may come.
+        assert site.ask("-o", "off", "-H", "left").rc == OK
+    finally:
+        for node in nodes:
+            site.net.remove(node.place.name)
+
+
+@pytest.mark.parametrize(("mode", "limit"), [("twos", 2000), ("unsure", 12000)])
+def test_two_devices_of_which_one_fails_hold_nobody_up(site, start_host, tmp_path, mode, limit):
+    """One device fails, the next one does it: whoever conflicts with that goes on at once, or, if the first one took its time,
+    when its order can't come any more."""
+    zoo = Zoo(tmp_path / "zoo")
+    host = start_host([zoo.device(mode, "right", name="first", order=1, retries=0), zoo.device("good", "right", name="second", order=2),
                        zoo.device("good", "left", name="third")])
     assert site.ask("-o", "off", "-H", "right").rc == OK
     assert [it["device"] for it in host.runs("off") if it["action"] == "off"] == ["first", "second"]
     assert site.ask("-o", "off", "-H", "left", node=site.place("other")).rc == OK
-    assert host.record("off", 2)["turn_ms"] < 2000
+    assert host.record("off", 2)["turn_ms"] < limit
+
+
+def test_a_device_that_is_away_leaves_others_their_turns(site, start_host, tmp_path):
+    """Its node asks again and again, and its agent takes some time each time: what others ask has its turn in its time."""
+    zoo = Zoo(tmp_path / "zoo")
+    host = start_host([zoo.device("away", "right", name="first"), zoo.device("good", "left", name="second")])
+    ended = threading.Event()
+
+    def ask_again():
+        while not ended.is_set():
+            site.ask("-o", "off", "-H", "right", node=site.place("red"))
+
+    asker = threading.Thread(target=ask_again)
+    asker.start()
+    try:
+        zoo.wait_run("off", "right")
+        for _ in range(2):
+            assert site.ask("-o", "off", "-H", "left", node=site.place("blue")).rc == OK, host.daemon.log[-6000:]
+            zoo.switch("left", "on")
+    finally:
+        ended.set()
+        asker.join()
 
 
 def shoot(node, target):

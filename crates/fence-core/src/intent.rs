@@ -102,7 +102,8 @@ pub struct PendingOrder {
     pub order: DeviceOrder,
     /// End of its time; none if its agent may have run until the daemon ended.
     pub expiry: Option<OrderExpiry>,
-    /// Another device was ordered about the same machine since: what this one shows may be the other's doing.
+    /// Another order about the same machine was given since, or could take effect when this one was given:
+    /// what the device shows may be the other's doing.
     pub is_covered: bool,
 }
 
@@ -293,9 +294,10 @@ impl IntentTable {
             let new = UnfinishedIntent { intent: (**intent).clone(), remainder, orders: Vec::new() };
             self.0.insert(intent.number, new);
         }
-        if let IntentEvent::Ordered { number, order } = event {
-            self.cover(*number, order);
-        }
+        let is_covered = match event {
+            IntentEvent::Ordered { number, order } => self.cover(*number, order),
+            _ => false,
+        };
         let Some(number) = event.number() else { return };
         let Some(it) = self.0.get_mut(&number) else { return };
         match event {
@@ -309,7 +311,7 @@ impl IntentTable {
             IntentEvent::Audited { .. } => it.remainder = IntentRemainder::Orders,
             IntentEvent::Ordered { order, .. } => {
                 it.orders.retain(|other| other.order.order != order.order);
-                it.orders.push(PendingOrder { order: order.clone(), expiry: None, is_covered: false });
+                it.orders.push(PendingOrder { order: order.clone(), expiry: None, is_covered });
             }
             IntentEvent::Expires { order, expiry, .. } => {
                 if let Some(order) = it.orders.iter_mut().find(|it| it.order.order == *order) {
@@ -323,13 +325,17 @@ impl IntentTable {
         }
     }
 
-    /// Notes at the orders to other devices about the same machine that one more device was ordered.
-    fn cover(&mut self, number: u64, order: &DeviceOrder) {
-        let Some(uuid) = self.0.get(&number).map(|it| it.intent.uuid.clone()) else { return };
+    /// Notes at the earlier orders about the same machine that one more was given. Returns whether there
+    /// are any: one of them may have the effect that the device of the new one shows.
+    fn cover(&mut self, number: u64, order: &DeviceOrder) -> bool {
+        let Some(uuid) = self.0.get(&number).map(|it| it.intent.uuid.clone()) else { return false };
         let same = self.0.values_mut().filter(|it| it.intent.uuid == uuid).flat_map(|it| &mut it.orders);
-        for it in same.filter(|it| it.order.device != order.device && it.order.starts == order.starts) {
+        let mut is_second = false;
+        for it in same.filter(|it| it.order.order != order.order && it.order.starts == order.starts) {
             it.is_covered = true;
+            is_second = true;
         }
+        is_second
     }
 }
 

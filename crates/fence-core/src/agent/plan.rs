@@ -17,7 +17,8 @@
 //!   until that lasted as long.
 //! - A device that can't tell the state may start anew at the moment. As long as there is time it is asked
 //!   again, and has one more try when it can tell. It is left out of "off" only if it could not tell for all
-//!   of [`DeviceLimits::answer`], and was asked at the end of that.
+//!   of [`DeviceLimits::answer`] in this request, and was asked at the end of that: what it did before is no
+//!   evidence.
 //! - Each device gets its part of the time and no more. Devices that did not answer at all come after those
 //!   that did.
 //! - Nothing begins after [`PowerPlan::stop`]; actions that were begun are followed to their end.
@@ -85,6 +86,8 @@ pub enum ActionReport {
     Claimed,
     /// The agent reports failure.
     Failed,
+    /// The agent reports that it gave the order, and waited for the effect in vain.
+    GaveUp,
     /// The agent was killed, or ended by a signal: the action may have begun.
     Unknown,
     /// The agent could not be started.
@@ -104,8 +107,6 @@ pub struct DeviceLimits {
     pub retries: u32,
     /// True for a device that never worked, or could not tell the state for long.
     pub is_known_to_fail: bool,
-    /// True for a device that could not tell the state for all of its time before, and has not told it since.
-    pub was_heard_out: bool,
 }
 
 /// Next step for the caller.
@@ -265,10 +266,9 @@ impl PowerPlan {
         self.devices.get(device).is_some_and(is_asked)
     }
 
-    /// Returns true for a device that could not tell the state for all of its time and has not told it
-    /// since.
+    /// Returns true for a device that could not tell the state for all of its time.
     pub fn has_failed_throughout(&self, device: usize) -> bool {
-        self.devices.get(device).is_some_and(|it| it.limits.was_heard_out)
+        self.devices.get(device).is_some_and(|it| it.has_failed_for(it.limits.answer))
     }
 
     /// Records that the device told the state at `when`, whichever request asked: its failures until then
@@ -277,7 +277,6 @@ impl PowerPlan {
         let Some(it) = self.devices.get_mut(device) else { return };
         if it.told.is_none_or(|before| before < when) {
             it.told = Some(when);
-            it.limits.was_heard_out = false;
             it.failing = it.failing.filter(|failing| when < failing.since);
         }
     }
@@ -324,7 +323,7 @@ impl PowerPlan {
             turn.poll.wait(now);
             // Agents fail in the same way when no action began, and when they gave up on a slow machine. One
             // whose device can still be asked may have acted.
-            let failed = matches!(turn.acted, Some((ActionReport::Failed, _)));
+            let failed = matches!(turn.acted, Some((ActionReport::Failed | ActionReport::GaveUp, _)));
             it.effect_pending |= failed && matches!(heard, StatusReading::Is(power) if power != goal);
         }
     }
@@ -440,11 +439,13 @@ impl PowerPlan {
             (_, Some(StatusReading::Is(power))) if power == self.goal => return None,
             // The device waits for its effect; devices with an earlier pending effect have the same right.
             (ActionReport::Claimed | ActionReport::Unknown, _) => (true, turn.until),
-            (ActionReport::Failed, None) if !turn.looked => (false, turn.until),
-            (ActionReport::Failed, Some(StatusReading::Is(_))) if now < when + FAILED_ACTION_SETTLE => {
+            (ActionReport::Failed | ActionReport::GaveUp, None) if !turn.looked => (false, turn.until),
+            (ActionReport::Failed | ActionReport::GaveUp, Some(StatusReading::Is(_)))
+                if now < when + FAILED_ACTION_SETTLE =>
+            {
                 (false, turn.until.min(when + FAILED_ACTION_SETTLE))
             }
-            (ActionReport::Failed, _) => return None,
+            (ActionReport::Failed | ActionReport::GaveUp, _) => return None,
         };
         if let Some(then) = turn.poll.not_before
             && then > now
@@ -519,10 +520,12 @@ impl PowerPlan {
 
     /// Asks devices that can't tell the state again, where nothing was done and nothing will be.
     fn hear_out(&self, now: Instant) -> PlanStep {
-        // Nobody says "off", so what can't be used is told at once.
-        let is_used = |it: &DeviceRecord| it.last.is_some_and(|it| it.heard != StatusReading::Unusable);
+        // Nobody says "off", so what can't be used, and what failed for long before, is told at once.
+        let is_worth = |it: &DeviceRecord| {
+            !it.limits.is_known_to_fail && it.last.is_some_and(|it| it.heard != StatusReading::Unusable)
+        };
         let is_asked =
-            |it: &DeviceRecord| it.is_failing(self.actions) && !it.is_heard_out(self.goal) && is_used(it);
+            |it: &DeviceRecord| it.is_failing(self.actions) && !it.is_heard_out(self.goal) && is_worth(it);
         let asked: Vec<usize> = (0..self.devices.len()).filter(|it| is_asked(&self.devices[*it])).collect();
         if self.devices.iter().any(|it| self.objects(it)) || asked.is_empty() {
             return PlanStep::GiveUp;
@@ -573,8 +576,8 @@ impl PowerPlan {
             Some(last) if last.after == self.actions => {
                 it.is_failing(self.actions) && !it.is_heard_out(self.goal)
             }
-            // One that was silent for all of its time before an action is not well.
-            Some(last) => it.opposed || is_off && last.heard != StatusReading::Silent,
+            // What it said, or did not say, before the action is no evidence about the time after it.
+            Some(_) => it.opposed || is_off,
         }
     }
 }
@@ -588,9 +591,8 @@ impl DeviceRecord {
                 let since = self.told.map_or(began, |it| it.max(began).min(now));
                 let new = FailingTime { since, last: now, acting: Duration::ZERO };
                 self.failing = Some(before.map_or(new, |it| FailingTime { last: now, ..it }));
-                self.limits.was_heard_out |= self.has_failed_for(self.limits.answer);
             }
-            StatusReading::Is(_) => (self.failing, self.limits.was_heard_out) = (None, false),
+            StatusReading::Is(_) => self.failing = None,
             StatusReading::Unlisted | StatusReading::Silent | StatusReading::NotAsked => {}
         }
     }
@@ -608,7 +610,7 @@ impl DeviceRecord {
 
     /// Returns whether the device, which can't tell the state now, need not be asked again.
     fn is_heard_out(&self, goal: PowerState) -> bool {
-        self.limits.was_heard_out || self.has_failed_for(patience(goal, self.limits))
+        self.has_failed_for(patience(goal, self.limits))
     }
 
     /// Returns whether the device could not tell the state for so long.

@@ -217,15 +217,19 @@ fn what_a_hypervisor_was_told_is_not_late() {
 }
 
 #[test]
-fn an_order_to_another_device_covers_those_before() {
+fn an_order_covers_those_before_and_is_covered_by_them() {
     let mut events = device_course(1, 3);
     events.push(IntentEvent::Ordered { number: 1, order: order(8, "bmc") });
     let covered = |events: &[IntentEvent]| -> Vec<bool> {
         IntentFile::read(&file(events)).unfinished[0].orders.iter().map(|it| it.is_covered).collect()
     };
-    assert_eq!(covered(&events), [false, false]);
+    assert_eq!(covered(&events), [true, true]);
     events.push(IntentEvent::Ordered { number: 1, order: order(9, "pdu") });
-    assert_eq!(covered(&events), [true, true, false]);
+    assert_eq!(covered(&events), [true, true, true]);
+    let mut settled = device_course(1, 3);
+    settled.push(IntentEvent::Settled { number: 1, order: 7 });
+    settled.push(IntentEvent::Ordered { number: 1, order: order(8, "bmc") });
+    assert_eq!(covered(&settled), [false], "the first one had its effect");
 }
 
 #[test]

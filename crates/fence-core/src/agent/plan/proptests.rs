@@ -18,6 +18,8 @@ enum Word {
     Old(u64),
     /// No state for so many milliseconds, and the true state then.
     Blind(u64),
+    /// No answer to who asks in so many milliseconds, and the true state then.
+    Deaf(u64),
     /// Always the same answer, whatever the state.
     Always(StatusReading),
 }
@@ -151,10 +153,11 @@ impl World {
         };
         let (at, heard) = match made.word {
             Word::Always(StatusReading::Silent) => (end, StatusReading::Silent),
+            Word::Deaf(time) if began < self.begin + ms(time) => (end, StatusReading::Silent),
             _ if at > end => (end, StatusReading::Silent),
             Word::Always(heard) => (at, heard),
             Word::Blind(time) if at < self.begin + ms(time) => (at, StatusReading::CantTell),
-            Word::Truth | Word::Blind(_) => (at, at_state_of(0)),
+            Word::Truth | Word::Blind(_) | Word::Deaf(_) => (at, at_state_of(0)),
             Word::Old(age) => (at, at_state_of(age)),
         };
         Answer { device, heard, began, at }
@@ -222,14 +225,7 @@ impl World {
         })
     }
 
-    /// Returns whether the device answers status checks in its time.
-    fn is_well(&self, device: usize) -> bool {
-        let made = self.made[device];
-        made.word != Word::Always(StatusReading::Silent) && ms(made.answers) <= made.limits.answer
-    }
-
-    /// Returns whether a device could not tell the state, whenever it was asked, for all of its time: up to
-    /// now, or up to some moment since which it has told nobody anything.
+    /// Returns whether a device could not tell the state for all of its time up to now.
     fn failed_throughout(&self, of: usize) -> bool {
         let said: Vec<(StatusReading, Instant, Instant)> = self
             .events
@@ -244,9 +240,6 @@ impl World {
         let Some(last) = said.last().map(|it| it.2) else { return false };
         let told = self.told(of).filter(|it| *it <= last);
         let own = said.iter().rposition(|it| matches!(it.0, StatusReading::Is(_)));
-        if self.made[of].limits.was_heard_out && told.is_none() && own.is_none() {
-            return true;
-        }
         let asking = |from: Instant, to: Instant| {
             let acting = self.acting.iter().map(|it| it.1.min(to).saturating_duration_since(it.0.max(from)));
             to.saturating_duration_since(from).saturating_sub(acting.sum())
@@ -261,13 +254,10 @@ impl World {
                 _ => {}
             }
         }
-        let spans = rows.iter().filter_map(|(begin, end)| {
+        rows.last().is_some_and(|(begin, end)| {
             let begin = told.map_or(*begin, |it| it.max(*begin));
-            (begin <= *end).then(|| asking(begin, *end) + FAILED_PAUSE)
-        });
-        let limits = self.made[of].limits;
-        let now = spans.clone().next_back();
-        spans.max() >= Some(limits.answer) || now >= Some(patience(self.goal, limits))
+            begin <= *end && asking(begin, *end) + FAILED_PAUSE >= patience(self.goal, self.made[of].limits)
+        })
     }
 
     /// Said after the last action, and the last that it said.
@@ -289,17 +279,15 @@ fn heard() -> impl Strategy<Value = StatusReading> {
 }
 
 fn limits(timeout: impl Strategy<Value = Option<Duration>>) -> impl Strategy<Value = DeviceLimits> {
-    let heard = prop_oneof![3 => Just(false), 1 => Just(true)];
-    (timeout, 1_u64..=20, 0_u32..=3, any::<bool>(), heard).prop_map(
-        |(timeout, status, retries, known, heard)| {
+    (timeout, 1_u64..=20, 0_u32..=3, any::<bool>()).prop_map(
+        |(timeout, status, retries, is_known_to_fail)| {
             DeviceLimits {
                 timeout,
                 status: Duration::from_secs(status),
                 // A status check may take two more runs.
                 answer: Duration::from_secs(status) / 3,
                 retries,
-                is_known_to_fail: known || heard,
-                was_heard_out: heard,
+                is_known_to_fail,
             }
         },
     )
@@ -314,11 +302,13 @@ fn made(limits: impl Strategy<Value = DeviceLimits>) -> impl Strategy<Value = Ma
         3 => Just(Word::Truth),
         1 => (0_u64..20_000).prop_map(Word::Old),
         1 => (0_u64..30_000).prop_map(Word::Blind),
+        1 => (0_u64..30_000).prop_map(Word::Deaf),
         2 => heard().prop_map(Word::Always),
     ];
     let says = prop_oneof![
         Just(ActionReport::Claimed),
         Just(ActionReport::Failed),
+        Just(ActionReport::GaveUp),
         Just(ActionReport::Unknown),
         Just(ActionReport::NotRun)
     ];
@@ -344,8 +334,8 @@ fn goal() -> impl Strategy<Value = PowerState> {
 
 proptest! {
     /// Success is what a device says that was asked after the last action, while nobody who said the opposite
-    /// stands by it. "Off" is said only if every device that answers in its time was heard after the last
-    /// action, and none of them said "on".
+    /// stands by it. "Off" is said only if every device was heard, or silent for all of its time, after the
+    /// last action, and none of them said "on".
     #[test]
     fn done_is_what_a_look_after_the_last_action_shows(
         made in vec(made(limits(time_out())), 1..6),
@@ -363,8 +353,7 @@ proptest! {
                 let opposed = world.said(it).any(|(heard, _)| heard == StatusReading::Is(world.opposite()));
                 let now = world.says_now(it);
                 prop_assert!(now != Some(StatusReading::Is(world.opposite())), "{it} objects");
-                let may_be_skipped = !opposed && world.last_action().is_some();
-                let may_be_skipped = may_be_skipped && (goal == PowerState::On || !world.is_well(it));
+                let may_be_skipped = !opposed && goal == PowerState::On && world.last_action().is_some();
                 prop_assert!(now.is_some() || may_be_skipped, "{it} was not asked");
                 let failing = matches!(now, Some(StatusReading::CantTell | StatusReading::Unusable));
                 prop_assert!(!failing || world.failed_throughout(it), "{it} was not heard out");
@@ -424,7 +413,11 @@ proptest! {
         for it in &mut made {
             (it.effect, it.told) = (None, None);
             it.word = match it.word {
-                Word::Truth | Word::Old(_) | Word::Blind(_) | Word::Always(StatusReading::Is(_)) => {
+                Word::Truth
+                | Word::Old(_)
+                | Word::Blind(_)
+                | Word::Deaf(_)
+                | Word::Always(StatusReading::Is(_)) => {
                     Word::Always(StatusReading::CantTell)
                 }
                 dumb @ Word::Always(_) => dumb,
@@ -437,7 +430,6 @@ proptest! {
             answer: status,
             retries,
             is_known_to_fail: false,
-            was_heard_out: false,
         };
         let (word, says) = (Word::Truth, ActionReport::Claimed);
         let good = Made { word, answers, says, acts: effect, effect: Some(effect), told: None, limits };

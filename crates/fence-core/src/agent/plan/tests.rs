@@ -10,7 +10,6 @@ const LIMITS: DeviceLimits = DeviceLimits {
     answer: Duration::from_secs(10),
     retries: 1,
     is_known_to_fail: false,
-    was_heard_out: false,
 };
 
 fn s(seconds: u64) -> Duration {
@@ -315,17 +314,26 @@ fn two_failures_are_not_all_of_the_time_between_them() {
     assert!(matches!(end, PlanStep::Act(1, _)) && now >= begin + s(21), "{end:?}");
 }
 
+/// Device that may be well since: nobody may have asked it, and it may be well.
 #[test]
-fn one_that_was_heard_out_before_is_asked_once_until_it_tells() {
+fn one_that_failed_for_long_before_is_heard_out_before_off_is_said() {
+    for blind in [s(1), s(9)] {
+        let begin = Instant::now();
+        let failing = DeviceLimits { is_known_to_fail: true, ..LIMITS };
+        let mut plan = PowerPlan::new(PowerState::Off, [LIMITS, failing], begin + s(28));
+        plan.stop();
+        plan.looked(0, OFF, begin, begin);
+        plan.looked(1, StatusReading::CantTell, begin, begin);
+        assert_eq!(hear_out(&mut plan, begin, begin + blind).0, PlanStep::GiveUp);
+        assert_eq!(plan.last(1), Some(ON));
+    }
+    // Where nobody says so, it is not waited for.
     let now = Instant::now();
-    let failing = DeviceLimits { is_known_to_fail: true, was_heard_out: true, ..LIMITS };
-    let mut plan = PowerPlan::new(PowerState::Off, [LIMITS, failing], now + s(28));
-    plan.looked(0, OFF, now, now);
-    plan.looked(1, StatusReading::CantTell, now, now);
-    assert_eq!(plan.next(now), PlanStep::Done);
-    plan.looked(1, ON, now, now);
-    plan.looked(1, StatusReading::CantTell, now, now);
-    assert_eq!(plan.next(now), PlanStep::Wait(now + FAILED_PAUSE));
+    let failing = DeviceLimits { is_known_to_fail: true, ..LIMITS };
+    let mut plan = PowerPlan::new(PowerState::Off, [failing], now + s(28));
+    plan.stop();
+    plan.looked(0, StatusReading::CantTell, now, now);
+    assert_eq!(plan.next(now), PlanStep::GiveUp);
 }
 
 /// A device that was blind has one more try, and takes nobody's turn for it.
@@ -355,26 +363,23 @@ fn one_that_could_not_tell_has_its_further_try_after_the_others() {
 /// Two requests at once: what a device tells one of them ends its failures for the other one too.
 #[test]
 fn a_device_that_told_another_request_the_state_has_all_of_its_time_again() {
-    for was_heard_out in [true, false] {
-        let begin = Instant::now();
-        let failing = DeviceLimits { was_heard_out, ..LIMITS };
-        let mut plan = PowerPlan::new(PowerState::Off, [LIMITS, failing], begin + s(60));
-        plan.stop();
-        plan.looked(0, OFF, begin, begin);
-        // It told the state before the first of these ended.
-        plan.told(1, begin + s(7));
-        plan.looked(1, StatusReading::CantTell, begin, begin + s(9));
-        plan.told(1, begin + s(7));
-        let (end, now, _) = hear_out(&mut plan, begin + s(9), begin + s(60));
-        assert_eq!(end, PlanStep::Done);
-        assert!(now >= begin + s(16) && now <= begin + s(18), "{:?}", now - begin);
-        assert!(plan.has_failed_throughout(1));
-        // What it told before that counts no more.
-        plan.told(1, begin + s(7));
-        assert!(plan.has_failed_throughout(1));
-        plan.told(1, now);
-        assert!(!plan.has_failed_throughout(1));
-    }
+    let begin = Instant::now();
+    let mut plan = PowerPlan::new(PowerState::Off, [LIMITS; 2], begin + s(60));
+    plan.stop();
+    plan.looked(0, OFF, begin, begin);
+    // It told the state before the first of these ended.
+    plan.told(1, begin + s(7));
+    plan.looked(1, StatusReading::CantTell, begin, begin + s(9));
+    plan.told(1, begin + s(7));
+    let (end, now, _) = hear_out(&mut plan, begin + s(9), begin + s(60));
+    assert_eq!(end, PlanStep::Done);
+    assert!(now >= begin + s(16) && now <= begin + s(18), "{:?}", now - begin);
+    assert!(plan.has_failed_throughout(1));
+    // What it told before that counts no more.
+    plan.told(1, begin + s(7));
+    assert!(plan.has_failed_throughout(1));
+    plan.told(1, now);
+    assert!(!plan.has_failed_throughout(1));
 }
 
 /// A program that is not there for a moment is no evidence, and takes back nothing that the device said in

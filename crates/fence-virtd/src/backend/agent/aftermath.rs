@@ -19,8 +19,8 @@ use crate::util::locks::lock;
 
 /// Time for which the effect of a killed agent's action may still come after its device showed it.
 const EFFECT_SETTLE: Duration = Duration::from_secs(2);
-/// Time for which an action that failed may still take effect, where its device could not tell the state
-/// since: its connection may have broken after the order.
+/// Time for which an action that failed may still take effect: its connection may have broken after the
+/// order, or its agent gave up.
 const FAILED_SETTLE: Duration = Duration::from_secs(10);
 /// Pause between status checks that wait for an effect.
 const EFFECT_POLL: Duration = Duration::from_secs(1);
@@ -46,8 +46,8 @@ pub(super) struct UnconfirmedAction {
     pub(super) ended: Option<Instant>,
     /// True if the agent reported success.
     pub(super) is_claimed: bool,
-    /// True if the agent reported failure soon, and the device told no state since.
-    pub(super) is_failed: bool,
+    /// Failure that the agent reported; none if the order was given.
+    pub(super) failed: Option<OrderFailure>,
     /// True if a status check of the device showed the effect after the run had ended.
     pub(super) is_seen: bool,
     pub(super) mark: OrderMark,
@@ -55,9 +55,18 @@ pub(super) struct UnconfirmedAction {
     pub(super) order: Option<WrittenOrder>,
 }
 
+/// Failure of an action that an agent reported, without a word of its having given the order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum OrderFailure {
+    /// At once: if the device tells a state afterwards, nothing comes of the order.
+    AtOnce,
+    /// After a time in which the order may have been given.
+    Slow,
+}
+
 /// Devices that were ordered to change the power of each machine, and when. A device that shows an effect
-/// proves by that that its own order was carried out only if no other device was ordered since. Clones share
-/// it.
+/// proves by that that an order was carried out only if it was the only one: none was given since, and no
+/// earlier one could still take effect. Clones share it.
 #[derive(Clone, Default)]
 pub(super) struct OrderHistory(Arc<Mutex<OrderTable>>);
 
@@ -66,6 +75,8 @@ struct OrderTable {
     last: u64,
     /// Last order of each device, by machine.
     machines: HashMap<DomainId, BTreeMap<usize, u64>>,
+    /// Orders that may still take effect, by number.
+    open: BTreeMap<u64, (DomainId, PowerState)>,
     /// Orders up to this one are forgotten.
     forgotten: u64,
 }
@@ -77,11 +88,14 @@ pub(super) struct OrderMark {
     device: usize,
     number: u64,
     before: Option<u64>,
+    /// An earlier order of the same kind could take effect after this one was given: what the device shows
+    /// may be that one's doing, and this one may come later.
+    is_second: bool,
 }
 
 impl OrderHistory {
     /// Notes that a device is ordered now.
-    pub(super) fn order(&self, machine: DomainId, device: usize) -> OrderMark {
+    pub(super) fn order(&self, machine: DomainId, device: usize, to: PowerState) -> OrderMark {
         let mut table = lock(&self.0);
         if table.machines.len() >= MAX_MACHINES && !table.machines.contains_key(&machine) {
             table.machines.clear();
@@ -90,18 +104,26 @@ impl OrderHistory {
         table.last += 1;
         let number = table.last;
         let before = table.machines.entry(machine).or_default().insert(device, number);
-        OrderMark { history: self.clone(), machine, device, number, before }
+        let is_second = table.open.values().any(|it| *it == (machine, to));
+        table.open.insert(number, (machine, to));
+        OrderMark { history: self.clone(), machine, device, number, before, is_second }
     }
 }
 
 impl OrderMark {
-    /// Returns whether another device was ordered about the machine since: then nothing that this one shows
-    /// tells that its own order was carried out.
+    /// Returns whether another order may have the effect that the device shows: then nothing tells that this
+    /// one was carried out.
     fn is_covered(&self) -> bool {
         let table = lock(&self.history.0);
-        let is_later = |(device, number): (&usize, &u64)| *device != self.device && *number > self.number;
-        self.number <= table.forgotten
-            || table.machines.get(&self.machine).is_some_and(|it| it.iter().any(is_later))
+        let is_later = |number: &u64| *number > self.number;
+        self.is_second
+            || self.number <= table.forgotten
+            || table.machines.get(&self.machine).is_some_and(|it| it.values().any(is_later))
+    }
+
+    /// Notes that the order failed, so that what a later one shows is taken for that one's effect.
+    pub(super) fn failed(&self) {
+        lock(&self.history.0).open.remove(&self.number);
     }
 
     /// Takes the order back: it was never given.
@@ -118,15 +140,22 @@ impl OrderMark {
     }
 }
 
+impl Drop for OrderMark {
+    fn drop(&mut self) {
+        lock(&self.history.0).open.remove(&self.number);
+    }
+}
+
 impl PendingEffects {
     /// Takes a status of a device; no action was in flight meanwhile.
     pub(super) fn looked(&mut self, place: usize, reading: StatusReading) {
         for it in self.open.iter_mut().filter(|it| it.place == place && !it.mark.is_covered()) {
             it.is_seen |= reading == StatusReading::Is(it.to);
         }
-        // A device that failed and can be asked did not act, or has acted.
+        // A device that failed at once and can be asked did not act, or has acted.
         let is_told = matches!(reading, StatusReading::Is(_));
-        let is_over = |it: &UnconfirmedAction| it.is_failed && it.place == place && is_told;
+        let is_over =
+            |it: &UnconfirmedAction| it.failed == Some(OrderFailure::AtOnce) && it.place == place && is_told;
         // What was claimed has come.
         for it in self.open.extract_if(.., |it| it.is_claimed && it.is_seen || is_over(it)) {
             it.order.into_iter().for_each(WrittenOrder::settled);
@@ -135,7 +164,7 @@ impl PendingEffects {
 
     /// Returns whether an action is open of which nothing shows that it has had its effect.
     pub(super) fn may_come_again(&self) -> bool {
-        self.open.iter().any(|it| !it.is_seen && !it.is_failed)
+        self.open.iter().any(|it| !it.is_seen && it.failed != Some(OrderFailure::AtOnce))
     }
 }
 
@@ -143,7 +172,10 @@ impl UnconfirmedAction {
     /// Returns the longest time for which the action may take effect after its run.
     pub(super) fn longest(&self) -> Duration {
         let longest = self.route.device.effect_timeout;
-        if self.is_failed { longest.min(FAILED_SETTLE) } else { longest }
+        match self.failed {
+            None => longest,
+            Some(OrderFailure::AtOnce | OrderFailure::Slow) => longest.min(FAILED_SETTLE),
+        }
     }
 
     /// Waits until the action can take no effect any more.
@@ -193,5 +225,82 @@ impl Drop for PendingEffects {
             join_all(open.into_iter().map(UnconfirmedAction::settled)).await;
             drop((held, late_off));
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Event at one machine that two devices can power off.
+    #[derive(Clone, Copy, Debug)]
+    enum Event {
+        /// A device is told to power it off, if that device shows it on.
+        Order(usize),
+        /// One of the orders, by a drawn number, takes effect.
+        Effect(usize),
+        /// Somebody starts the machine.
+        Start,
+        /// A device is asked.
+        Look(usize),
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            (0_usize..2).prop_map(Event::Order),
+            any::<usize>().prop_map(Event::Effect),
+            Just(Event::Start),
+            (0_usize..2).prop_map(Event::Look),
+        ]
+    }
+
+    proptest! {
+        /// An order that is settled by what its device shows was carried out: it does not come later.
+        #[test]
+        fn what_is_settled_does_not_come_later(events in prop::collection::vec(event(), 0..40)) {
+            let (history, machine) = (OrderHistory::default(), DomainId::from_bytes([7; 16]));
+            let mut is_on = true;
+            // Each order that is not settled: its device, its mark, and whether it was carried out.
+            let mut open: Vec<(usize, OrderMark, bool)> = Vec::new();
+            for it in events {
+                match it {
+                    Event::Order(device) if is_on => {
+                        open.push((device, history.order(machine, device, PowerState::Off), false));
+                    }
+                    Event::Effect(drawn) => {
+                        let count = open.iter().filter(|it| !it.2).count().max(1);
+                        if let Some(order) = open.iter_mut().filter(|it| !it.2).nth(drawn % count) {
+                            (order.2, is_on) = (true, false);
+                        }
+                    }
+                    Event::Start => is_on = true,
+                    Event::Look(device) if !is_on => {
+                        let shown = |it: &mut (usize, OrderMark, bool)| it.0 == device && !it.1.is_covered();
+                        for (_, mark, was_carried_out) in open.extract_if(.., shown) {
+                            prop_assert!(was_carried_out, "order {} comes later", mark.number);
+                        }
+                    }
+                    Event::Order(_) | Event::Look(_) => {}
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_only_order_is_settled_by_what_its_device_shows() {
+        let (history, machine) = (OrderHistory::default(), DomainId::from_bytes([7; 16]));
+        let first = history.order(machine, 1, PowerState::Off);
+        assert!(!first.is_covered());
+        drop(first);
+        let next = history.order(machine, 1, PowerState::Off);
+        assert!(!next.is_covered(), "the first one was settled");
+        let start = history.order(machine, 1, PowerState::On);
+        assert!(!start.is_covered(), "a start shows another state");
+        next.failed();
+        let again = history.order(machine, 1, PowerState::Off);
+        assert!(!again.is_covered(), "one that failed is no other order");
+        assert!(next.is_covered());
     }
 }

@@ -10,7 +10,7 @@ use fence_core::evidence::{DomainSite, Finding, Sight};
 use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 
-use super::aftermath::{OrderHistory, PendingEffects, UnconfirmedAction};
+use super::aftermath::{OrderFailure, OrderHistory, PendingEffects, UnconfirmedAction};
 use super::route::Route;
 use super::run::{RunContext, StatusReply};
 use super::slots::RunPurpose;
@@ -19,8 +19,8 @@ use crate::request::lease::Lease;
 
 /// Time after which the next device is asked too, if one does not answer.
 const HEDGE_DELAY: Duration = Duration::from_secs(2);
-/// Time from which an action that reports failure may have been given, and not have come in its time.
-const GAVE_UP_AFTER: Duration = Duration::from_secs(2);
+/// Time from which on an agent that reports failure may have given the order.
+const SLOW_FAILURE: Duration = Duration::from_secs(2);
 
 /// Result of a completed change of power.
 pub(super) struct PowerChange {
@@ -186,9 +186,9 @@ impl PlanRunner<'_> {
             to: self.goal,
             ended: None,
             is_claimed: false,
-            is_failed: false,
+            failed: None,
             is_seen: false,
-            mark: self.history.order(self.machine, device.place),
+            mark: self.history.order(self.machine, device.place, self.goal),
             order,
         });
         let context = RunContext { purpose: RunPurpose::Request, lease: Some(self.lease), until };
@@ -198,8 +198,11 @@ impl PlanRunner<'_> {
             Some(open) if how != ActionReport::NotRun => {
                 let ended = Instant::now();
                 (open.ended, open.is_claimed) = (Some(ended), how == ActionReport::Claimed);
-                // One that waited for the effect, and gave up, has given the order: it may come yet.
-                open.is_failed = how == ActionReport::Failed && ended - began < GAVE_UP_AFTER;
+                if how == ActionReport::Failed {
+                    let is_slow = ended - began >= SLOW_FAILURE;
+                    open.failed = Some(if is_slow { OrderFailure::Slow } else { OrderFailure::AtOnce });
+                    open.mark.failed();
+                }
                 if let Some(order) = &open.order {
                     order.expires(open.longest(), open.is_claimed);
                 }

@@ -57,6 +57,9 @@ const TIMED_OUT_PENALTY: Duration = Duration::from_secs(60);
 const OFF_EVIDENCE_TTL: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(60));
 /// Programs and options with which `monitor` succeeded that are remembered.
 const MAX_PROVEN: usize = 4096;
+/// Words of the fence agents' library, in small letters, for an action that was ordered, and whose effect did
+/// not come while the agent waited.
+const WAITED_IN_VAIN: &str = "waiting to power";
 
 /// See the module's head.
 pub(super) struct FenceDevice {
@@ -176,7 +179,6 @@ impl FenceDevice {
                 answer: it.status_timeout,
                 retries: it.retries,
                 is_known_to_fail: false,
-                was_heard_out: false,
             },
             slots,
             runs,
@@ -229,8 +231,8 @@ impl FenceDevice {
         // One that never worked is set up wrong: that is told at once.
         let has_worked = !memory.proven.is_empty() || plug.is_some_and(|it| memory.seen_on.contains(it));
         let has_failed = |plug| matches!(memory.heard_of(plug), Some(StatusMemory::FailedThroughout));
-        let was_heard_out = has_failed(plug) || memory.is_unusable && has_failed(None);
-        DeviceLimits { is_known_to_fail: was_heard_out || !has_worked, was_heard_out, ..self.limits }
+        let has_failed = has_failed(plug) || memory.is_unusable && has_failed(None);
+        DeviceLimits { is_known_to_fail: has_failed || !has_worked, ..self.limits }
     }
 
     async fn run_status(&self, plug: &str, context: RunContext<'_>) -> StatusReply {
@@ -336,6 +338,9 @@ impl FenceDevice {
         let done = self.run(action, Some(plug), context).await;
         let acted = match done.ended {
             AgentRunEnd::Exit(0) => ActionReport::Claimed,
+            AgentRunEnd::Exit(_) if done.complaint.to_lowercase().contains(WAITED_IN_VAIN) => {
+                ActionReport::GaveUp
+            }
             AgentRunEnd::Exit(_) => ActionReport::Failed,
             AgentRunEnd::Signal(_) | AgentRunEnd::Killed(_) => ActionReport::Unknown,
             AgentRunEnd::NotRun(_) => ActionReport::NotRun,

@@ -461,7 +461,7 @@ impl Backend for AgentBackend {
         let PowerChange { was_so, note, reports, may_come_again } = change;
         let proof = ProvedOff::from_devices(asked, &reports)?;
         if may_come_again {
-            lease.trail().remark("an order to another device was not seen to take effect, and may yet");
+            lease.trail().remark("one of several orders was not seen to take effect, and may yet");
         }
         let owes = lease.trail().intent().is_some_and(|it| it.debt().is_some());
         let starts = for_reboot && (!was_so || self.reboot_starts || owes);
@@ -507,14 +507,15 @@ impl Backend for AgentBackend {
     async fn order_settles(&self, order: &PendingOrder, machine: DomainId, until: Instant) {
         let device = self.devices.iter().find(|it| it.name == order.order.device && !order.is_covered);
         let Some(device) = device else { return tokio::time::sleep_until(until.into()).await };
+        let to = if order.order.starts { PowerState::On } else { PowerState::Off };
         let order = UnconfirmedAction {
             place: 0,
-            mark: self.history.order(machine, device.place),
+            mark: self.history.order(machine, device.place, to),
             route: Route { device: Arc::clone(device), plug: order.order.plug.clone(), unlisted: None },
-            to: if order.order.starts { PowerState::On } else { PowerState::Off },
+            to,
             ended: None,
             is_claimed: order.is_claimed(),
-            is_failed: false,
+            failed: None,
             is_seen: false,
             order: None,
         };

@@ -573,7 +573,7 @@ async fn a_device_whose_list_denies_the_machine_holds_nobody_up() {
 }
 
 /// A device whose `status` fails is asked again before another one's "off" is believed; one that fails for
-/// all of its time counts as unknown, and is not waited for the next time.
+/// all of its time counts as unknown. It has all of its time the next time too: it may be well since.
 #[tokio::test]
 async fn a_device_that_fails_once_is_heard_before_off_is_said() {
     let fails =
@@ -588,12 +588,11 @@ async fn a_device_that_fails_once_is_heard_before_off_is_said() {
     let status = async || backend.status(&w, &lease(PATIENCE)).await.map(|it| it.state());
     assert_eq!(status().await, Ok(PowerState::On), "{:?}", rig.runs("b"));
     std::fs::write(rig.path("power-2"), "unknown").unwrap();
-    let begin = Instant::now();
-    assert_eq!(status().await, Ok(PowerState::Off));
-    assert!(begin.elapsed() >= Duration::from_secs(2), "{:?}", begin.elapsed());
-    let before = rig.runs("b").len();
-    assert_eq!(status().await, Ok(PowerState::Off));
-    assert_eq!(rig.runs("b").len(), before + 1);
+    for _ in 0..2 {
+        let begin = Instant::now();
+        assert_eq!(status().await, Ok(PowerState::Off));
+        assert!(begin.elapsed() >= Duration::from_secs(2), "{:?}", begin.elapsed());
+    }
 }
 
 /// The device tells another request the state in between: it has not failed for all of its time.
