@@ -142,6 +142,11 @@ impl<W: Write> AnswerCollector<W> {
         let is_told = has_doubt || self.has_yes();
         let is_late = since_proof > self.quiet && self.awaited.is_empty() && !is_told;
         self.latest = Some(now);
+        if let Some(text) = self.other_domain(&result) {
+            let doubt = HostAnswer::Forecast { response: Response::Failure, text };
+            (self.yes, self.failure) = (None, Some((from, Ok(doubt))));
+            return self.conclude();
+        }
         if is_yes {
             self.yes.get_or_insert(result.map_err(|error| MulticastFailure::Failed { from, error })?);
         } else if is_late {
@@ -154,6 +159,24 @@ impl<W: Write> AnswerCollector<W> {
             return self.conclude();
         }
         Ok(None)
+    }
+
+    /// Returns the words for two hosts that would each act at a domain of its own; none where it is one
+    /// domain, or not told.
+    fn other_domain(&self, result: &HostResult) -> Option<String> {
+        let would = |it: &HostAnswer| match it {
+            HostAnswer::Forecast { response: Response::Success, text } => Some(text.clone()),
+            _ => None,
+        };
+        let first = self.yes.as_ref().and_then(would)?;
+        let second = result.as_ref().ok().and_then(would)?;
+        let are_two = uuid_in(&first).zip(uuid_in(&second)).is_some_and(|(one, other)| one != other);
+        are_two.then(|| {
+            format!(
+                "{FORECAST_UNCERTAIN}: two domains have this name, and the real request reaches the one \
+                 whose host answers first; fence by UUID ({first}; {second})"
+            )
+        })
     }
 
     /// Records a host that holds the key and hung up before it had listed its domains.
@@ -252,6 +275,15 @@ fn final_answer(from: SocketAddr, result: HostResult) -> Result<Option<HostAnswe
 }
 
 /// Returns whether a host told that what comes of an action shows only when it is done.
+/// Returns the UUID in a forecast, which stands in the first brackets that have one.
+fn uuid_in(text: &str) -> Option<&str> {
+    const LEN: usize = 36;
+    let is_uuid = |it: &str| {
+        it.len() == LEN && it.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-') && it.contains('-')
+    };
+    text.split('(').skip(1).filter_map(|it| it.split_once(')')).map(|it| it.0).find(|it| is_uuid(it))
+}
+
 fn is_doubt(result: &HostResult) -> bool {
     match result {
         Ok(HostAnswer::Forecast { response, text }) => {
@@ -359,6 +391,33 @@ mod tests {
                 let end = end.or_else(|| collector.conclude().unwrap());
                 assert_eq!(end, expected.clone().ok(), "{answers:?} {since_proof:?}");
             }
+        }
+    }
+
+    /// Two hosts that would each act at another domain: which one goes is not known. The same domain at both
+    /// is a matter of the hosts.
+    #[test]
+    fn two_domains_with_one_name_are_named() {
+        let now = Instant::now();
+        let say = |uuid: &str| {
+            let text = format!("off web (copy) ({uuid}): is on, and would be powered off at host h1");
+            Ok(HostAnswer::Forecast { response: Response::Success, text })
+        };
+        let (one, other) = ("22222222-2222-4222-8222-222222222222", "99999999-2222-4222-8222-222222222222");
+        for (second, are_two) in [(other, true), (one, false)] {
+            let mut collector = collector(Action::Status).for_forecast(true);
+            assert!(collector.take_result(host(1), say(one), AT_ONCE, now).unwrap().is_none());
+            let end = collector.take_result(host(2), say(second), AT_ONCE, now).unwrap();
+            let Some(HostAnswer::Forecast { response, text }) = end.or_else(|| collector.conclude().unwrap())
+            else {
+                panic!("no forecast")
+            };
+            assert_eq!(response == Response::Failure, are_two, "{text}");
+            assert_eq!(
+                text.contains(FORECAST_UNCERTAIN) && text.contains("fence by UUID"),
+                are_two,
+                "{text}"
+            );
         }
     }
 
