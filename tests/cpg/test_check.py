@@ -50,6 +50,23 @@ def test_a_machine_at_two_nodes(hosts, asked, action):
     assert failures(hosts.h1) == {}
 
 
+@pytest.mark.parametrize("name", ["x", "uuid"])
+def test_a_name_that_means_two_domains(hosts, name):
+    """It runs at one node, and another node has a definition of another domain with that name, or one that is called as its
+    UUID: each request by that name fails, and each node's check says so before."""
+    uuid = testdriver.uuid_of("x")
+    target = "x" if name == "x" else uuid
+    hosts.h1.has("x", uuid=uuid)
+    hosts.h2.has(target, uuid=testdriver.uuid_of("another"), start=False)
+    hosts.serve(h1=OURS, h2=OURS, h3=OURS)
+    for host in hosts.all:
+        until(lambda h=host: list(failures(h)) == [target], 30, f"{host.name} names it: {failures(host)}")
+        text = failures(host)[target]
+        assert f"{uuid} at node 1 (h1) (on)" in text and "at node 2 (h2) (off)" in text and "fence by UUID" in text, text
+    assert hosts.ask("h3", "off", target).rc == 1 and hosts.h1.state("x") == "running", hosts.logs()
+    assert name == "uuid" or hosts.ask("h3", "off", uuid).rc == 0, hosts.logs()
+
+
 #: What happens to h3: what --check at the others says of it, and what its step names.
 SILENCES = {
     "cut": ("corosync does not hear that node", "the power and the network of that node"),

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A packet that was recorded is worth nothing, not even after the daemon died and was started again."""
 
+import fcntl
+import os
 import signal
+import threading
 
 import pytest
 
@@ -100,7 +103,7 @@ def test_a_directory_that_cannot_be_used_is_no_reason_not_to_fence(stage, daemon
 
 
 def test_two_daemons_with_one_directory(stage, daemon, client, tmp_path):
-    """Both serve; the second says what it lacks and how to put it right."""
+    """Both serve; the second says what it lacks and how to put it right, and so does its check for as long as it runs so."""
     first = daemon()
     uri = testdriver.write(tmp_path / "other.xml", ["vm2"])
     config = programs.write_config(tmp_path / "other.conf", f"""
@@ -109,7 +112,29 @@ def test_two_daemons_with_one_directory(stage, daemon, client, tmp_path):
         backends {{ libvirt {{ uri = "{uri}"; }} }}""")
     with programs.Daemon(stage.host, config, program=str(programs.OURS_DIR / "fence_virtd"), ready="tcp", port=1300,
                          env={"STATE_DIRECTORY": str(first.state)}) as second:
-        second.wait_log("WARN.*another fence_virtd uses it; give this one a directory of its own with state_dir")
+        second.wait_log("WARN.*another fence_virtd uses it. If that one has ended since, restart this one")
         other = wire.FakeClient(stage.guest(1), wire.read_key(stage.key("host")), port=1300)
         assert other.tcp(stage.host.ip, wire.STATUS, "vm2").code == wire.SUCCESS
         assert is_on(client, stage)
+        says = f"failed   daemon pid {second.pid}: the running fence_virtd uses no state_dir, since"
+        assert f"{says} pid {first.pid} uses it" in check(stage, config, first.state)
+        first.stop()
+        assert f"{says} another fence_virtd used it then" in check(stage, config, first.state)
+
+
+def check(stage, config, state):
+    """What `--check` prints."""
+    return stage.host.run([programs.OURS_DIR / "fence_virtd", "--check", "-f", config],
+                          env={**os.environ, "STATE_DIRECTORY": str(state)}).stdout
+
+
+def test_a_daemon_that_is_ending_is_waited_for(stage, daemon, client):
+    """The new one does not go on without the directory because the old one still has it for a moment."""
+    first = daemon()
+    state = first.state
+    with open(state / "lock", "r+b") as lock:
+        first.stop()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        threading.Timer(1, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
+        second = daemon()
+    assert "in memory alone" not in second.log and is_on(client, stage)

@@ -75,6 +75,17 @@ pub enum OtherNode {
     NotHeard(u32),
 }
 
+/// Domain of several that a name means, at a member that has it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Namesake {
+    /// UUID of the domain.
+    pub uuid: String,
+    /// Member that has the domain.
+    pub member: Member,
+    /// True if the domain is on there.
+    pub is_on: bool,
+}
+
 impl Directory {
     /// Returns all nodes but the own one where the domain with this UUID may be: those of corosync's node
     /// list, those of the members, and a lost one where the domain was last. Whatever a member has published,
@@ -253,6 +264,32 @@ impl Directory {
         several.map(|(uuid, (name, at))| (uuid.to_owned(), name.to_owned(), at)).collect()
     }
 
+    /// Returns the names that mean several domains, and so none, and where these are.
+    pub fn ambiguous_names(&self) -> Vec<(String, Vec<Namesake>)> {
+        let mut of_name: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for it in self.hosts.values().flat_map(|it| it.domains.values()) {
+            of_name.entry(&it.name).or_default().insert(&it.uuid);
+        }
+        let is_uuid = |name: &str| self.hosts.values().any(|it| it.domains.contains_key(name));
+        let may_be = of_name.into_iter().filter(|(name, uuids)| uuids.len() > 1 || is_uuid(name));
+        let ambiguous = may_be.filter_map(|(name, _)| {
+            let uuids: Vec<String> = self.named(name, false).into_iter().map(|it| it.1).collect();
+            if uuids.len() < 2 || self.split_rivals(name, &uuids).is_some() {
+                return None;
+            }
+            let at = |uuid: &String| {
+                let has = |(member, host): (&Member, &HostEntry)| {
+                    let it = host.domains.get(uuid).filter(|it| it.state != PublishedState::Gone)?;
+                    let is_on = it.state == PublishedState::On;
+                    Some(Namesake { uuid: uuid.clone(), member: *member, is_on })
+                };
+                self.hosts.iter().filter_map(has).collect::<Vec<_>>()
+            };
+            Some((name.to_owned(), uuids.iter().flat_map(at).collect()))
+        });
+        ambiguous.collect()
+    }
+
     /// Returns the members whose domains are not all known yet.
     pub fn incomplete(&self) -> impl Iterator<Item = Member> {
         self.hosts.iter().filter(|(_, it)| !it.is_complete && !it.is_legacy).map(|(member, _)| *member)
@@ -392,6 +429,25 @@ mod tests {
         directory.gone(B, "u");
         assert_eq!(directory.find("u"), DirectoryAnswer::Off { at: vec![A] });
         assert_eq!(directory.find("v"), DirectoryAnswer::Unknown);
+    }
+
+    #[test]
+    fn a_name_that_means_several_domains_is_found_as_a_request_finds_it() {
+        let mut directory = both();
+        directory.domain(A, domain("u", "n", PublishedState::On));
+        directory.domain(B, domain("u", "n", PublishedState::Off));
+        assert!(directory.ambiguous_names().is_empty(), "one domain at two hosts");
+        directory.domain(B, domain("v", "n", PublishedState::Gone));
+        assert!(directory.ambiguous_names().is_empty(), "made anew");
+        directory.domain(B, domain("v", "n", PublishedState::Rests));
+        let at = |uuid: &str, member, is_on| Namesake { uuid: uuid.to_owned(), member, is_on };
+        let found = vec![at("u", A, true), at("u", B, false), at("v", B, false)];
+        assert_eq!(directory.ambiguous_names(), [("n".to_owned(), found)]);
+        directory.domain(B, domain("v", "u", PublishedState::Off));
+        let (name, found) = directory.ambiguous_names().remove(0);
+        assert_eq!((name.as_str(), found.len()), ("u", 3), "a name that is a UUID");
+        directory.members(&[A].into(), &BTreeSet::new());
+        assert!(directory.ambiguous_names().is_empty(), "one of a lost host may be proved off");
     }
 
     /// The host that can start it is asked first, and no list has a definition that the machine left behind.

@@ -33,6 +33,9 @@ const MAX_NAMED: usize = 20;
 const LIMIT: Duration = Duration::from_secs(10);
 /// Pause between two looks for the daemon's answer.
 const SURVEY_POLL: Duration = Duration::from_millis(50);
+/// Next step for a name that means several domains.
+const NAMESAKES_STEP: &str = "fence by UUID; or rename the domain that is not needed, or undefine it (virsh \
+                              undefine UUID, at that node)";
 /// Next step for a domain that runs at several nodes.
 const TWICE_STEP: &str = "two machines share one disk: look at once (virsh list on each node), end that \
                           which does not belong there (virsh destroy), and look at the disk";
@@ -94,6 +97,11 @@ fn of_line(line: &SurveyLine) -> Option<Finding> {
             let subject = format!("{} ({uuid})", escaped(name));
             let text = format!("runs at several nodes at once: {}", escaped(places));
             Finding::failed("domain", subject, text, TWICE_STEP)
+        }
+        SurveyLine::Namesakes { any_on, name, places } => {
+            let text = format!("the name means several domains: {}. Requests by it fail", escaped(places));
+            let finding = if *any_on { Finding::failed } else { Finding::warning };
+            finding("domain", escaped(name).to_string(), text, NAMESAKES_STEP)
         }
         SurveyLine::Node { state, name, words } => {
             let (name, words) = (escaped(name).to_string(), escaped(words));

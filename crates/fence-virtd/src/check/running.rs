@@ -87,10 +87,20 @@ fn lock_holder(locks: &str, file: &fs::Metadata) -> Option<u32> {
     })
 }
 
+/// Returns whether a process has the file open; none if that can't be told.
+fn has_open(pid: u32, file: &Path) -> Option<bool> {
+    let wanted = fs::metadata(file).ok()?;
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    let is_it = |it: fs::Metadata| (it.dev(), it.ino()) == (wanted.dev(), wanted.ino());
+    Some(open.flatten().any(|it| fs::metadata(it.path()).is_ok_and(is_it)))
+}
+
 /// The daemon that runs with this state directory, as far as it can be seen.
 pub(super) struct RunningDaemon {
     in_use: Option<ConfigurationInUse>,
     directory: DirectoryUse,
+    /// True if it has the lock file of the directory open; none if that can't be told.
+    has_directory: Option<bool>,
     /// Text of its metrics, where it has any and answers.
     metrics: Option<std::io::Result<String>>,
 }
@@ -102,7 +112,9 @@ impl RunningDaemon {
         let ask = |it: &MetricsAddress| metrics_reader::fetch(it, LIMIT);
         let directory = state.map_or(DirectoryUse::Unknown, DirectoryUse::of);
         let metrics = config.daemon.metrics.as_ref().filter(|_| in_use.is_some()).map(ask);
-        Self { in_use, directory, metrics }
+        let has_directory =
+            state.zip(in_use.as_ref()).and_then(|(state, it)| has_open(it.pid, &state.join(LOCKED[0])));
+        Self { in_use, directory, has_directory, metrics }
     }
 
     /// Returns what is to be said of the daemon; nothing where that can't be told, or before the first start
@@ -113,6 +125,7 @@ impl RunningDaemon {
         };
         let subject = format!("pid {}", in_use.pid);
         let mut found: Vec<_> = self.silence(in_use, &subject).into_iter().collect();
+        found.extend(self.without_directory(in_use, &subject));
         found.extend(older(in_use, config, file, source));
         if found.is_empty() {
             found.push(Finding::ok(
@@ -158,6 +171,25 @@ impl RunningDaemon {
             let next = "look at its log, and at the load of this host; systemctl restart fence_virtd";
             Finding::failed(CHECK, subject, text, next)
         })
+    }
+
+    /// Returns what is to be said of a daemon that goes on without the state directory, because another one
+    /// had it when this one started.
+    fn without_directory(&self, in_use: &ConfigurationInUse, subject: &str) -> Option<Finding> {
+        if self.has_directory != Some(false) {
+            return None;
+        }
+        let holder = match self.directory {
+            DirectoryUse::Running(pid) if pid != in_use.pid => format!("pid {pid} uses it"),
+            _ => "another fence_virtd used it then, or it could not be opened".to_owned(),
+        };
+        let text = format!(
+            "the running fence_virtd uses no state_dir, since {holder}: a restart forgets what it has \
+             accepted and begun, and other hosts know it by another key"
+        );
+        let next =
+            "systemctl restart fence_virtd; where two run on purpose, each needs a state_dir of its own";
+        Some(Finding::failed(CHECK, subject, text, next))
     }
 
     /// Returns the addresses of hosts from which the daemon heard messages with another key lately.
@@ -343,7 +375,12 @@ mod tests {
         assert!(said.starts_with("warning  daemon: none runs with this state_dir"), "{said}");
         assert!(said.contains("-> systemctl start fence_virtd"), "{said}");
         // The installed configuration, before the first start.
-        let never = RunningDaemon { in_use: None, directory: DirectoryUse::Unused, metrics: None };
+        let never = RunningDaemon {
+            in_use: None,
+            directory: DirectoryUse::Unused,
+            has_directory: None,
+            metrics: None,
+        };
         let (config, source) = host.read();
         let found = never.findings(&config, Path::new(CONFIG_FILE), &source);
         assert!(found.len() == 1 && found[0].result == FindingLevel::Warning, "{found:?}");
@@ -352,7 +389,12 @@ mod tests {
     #[test]
     fn the_daemon_knows_who_has_another_key() {
         let text = "fence_virtd_peer_other_key{address=\"10.0.0.2\"} 1\n".to_owned();
-        let other = RunningDaemon { in_use: None, directory: DirectoryUse::Unknown, metrics: Some(Ok(text)) };
+        let other = RunningDaemon {
+            in_use: None,
+            directory: DirectoryUse::Unknown,
+            has_directory: None,
+            metrics: Some(Ok(text)),
+        };
         let other = other.other_keys();
         assert_eq!(other, [IpAddr::from([10, 0, 0, 2])].into());
     }
@@ -368,8 +410,12 @@ mod tests {
             "fence_virtd_peer_last_heard_seconds{{host=\"h2 (10.0.0.2)\",key=\"{id}\",kind=\"ours\"}} 160\n\
              fence_virtd_peer_last_heard_seconds{{host=\"10.0.0.9\",key=\"\",kind=\"legacy\"}} 150\n"
         );
-        let running =
-            RunningDaemon { in_use: None, directory: DirectoryUse::Unknown, metrics: Some(Ok(text)) };
+        let running = RunningDaemon {
+            in_use: None,
+            directory: DirectoryUse::Unknown,
+            has_directory: None,
+            metrics: Some(Ok(text)),
+        };
         running.bring_up_to_date(&mut known);
         let heard: Vec<_> = known.all().map(|it| (it.name.as_str(), it.last_heard)).collect();
         assert!(heard.contains(&("h2", 160)) && heard.contains(&("10.0.0.9", 150)), "{heard:?}");

@@ -16,7 +16,7 @@ use crate::nodes::NodeStore;
 use crate::nodes::survey::{SurveyLine, SurveyedState};
 use crate::util::backoff::OncePerReason;
 use crate::util::join::join_all;
-use fence_core::cluster::directory::OtherNode;
+use fence_core::cluster::directory::{Namesake, OtherNode};
 use fence_core::cluster::message::Member;
 use fence_core::domain::DomainId;
 use fence_core::evidence::{DomainSite, Finding, Sight, strongest};
@@ -81,7 +81,20 @@ impl Cluster {
             };
             SurveyLine::Node { state, name, words }
         };
-        found.into_iter().map(node).chain(twice).collect()
+        found.into_iter().map(node).chain(twice).chain(self.namesakes()).collect()
+    }
+
+    /// Looks for names that mean several domains: a request by such a name is refused.
+    fn namesakes(&self) -> Vec<SurveyLine> {
+        let names = self.state().directory.ambiguous_names();
+        let line = |(name, at): (String, Vec<Namesake>)| {
+            let place = |it: &Namesake| {
+                format!("{} at {} ({})", it.uuid, self.name(it.member), if it.is_on { "on" } else { "off" })
+            };
+            let places: Vec<_> = at.iter().map(place).collect();
+            SurveyLine::Namesakes { any_on: at.iter().any(|it| it.is_on), name, places: places.join(", ") }
+        };
+        names.into_iter().take(MAX_TWICE).map(line).collect()
     }
 
     /// Returns the nodes without a daemon, by their names, and what corosync says of them.

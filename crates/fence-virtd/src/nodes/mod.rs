@@ -306,6 +306,7 @@ mod tests {
                 name: "a b".to_owned(),
                 places: "h1, h2".to_owned(),
             },
+            SurveyLine::Namesakes { any_on: true, name: "c d".to_owned(), places: "h1, h2".to_owned() },
             SurveyLine::Asked("a".to_owned()),
         ];
         store.write_survey(&lines).unwrap();

@@ -7,6 +7,7 @@
 //! asked TOKEN
 //! node STATE<tab>NAME<tab>WORDS
 //! twice UUID<tab>NAME<tab>PLACES
+//! namesakes on|off<tab>NAME<tab>PLACES
 //! end
 //! ```
 //!
@@ -39,6 +40,8 @@ pub(crate) enum SurveyLine {
     Node { state: SurveyedState, name: String, words: String },
     /// Domain that is on at several nodes.
     Twice { uuid: DomainId, name: String, places: String },
+    /// Name that means several domains, which are there; one of them may be on.
+    Namesakes { any_on: bool, name: String, places: String },
 }
 
 const STATES: [(&str, SurveyedState); 5] = [
@@ -61,6 +64,10 @@ impl SurveyLine {
             Self::Twice { uuid, name, places } => {
                 format!("twice {uuid}\t{}\t{}", field(name), field(places))
             }
+            Self::Namesakes { any_on, name, places } => {
+                let power = if *any_on { "on" } else { "off" };
+                format!("namesakes {power}\t{}\t{}", field(name), field(places))
+            }
         }
     }
 
@@ -76,6 +83,7 @@ impl SurveyLine {
                 let (_, state) = STATES.iter().find(|(it, _)| *it == key)?;
                 Some(Self::Node { state: *state, name, words: last })
             }
+            "namesakes" => Some(Self::Namesakes { any_on: key == "on", name, places: last }),
             "twice" => Some(Self::Twice { uuid: DomainId::parse(&key)?, name, places: last }),
             _ => None,
         }

@@ -150,7 +150,9 @@ impl GoneNode {
              then on domains are called off without asking that node. {nothing}.\nA domain that had moved \
              there from another node may still fail (\"moved away\"): fence_virtd --check on the node that \
              the domain left names it then. If the domain is off everywhere: start the domain with virsh at \
-             a node, then fence the domain.\nA node that is not heard now is not told: if --check warns \
+             a node, then fence the domain.\nA domain that is defined at no other node is known nowhere from \
+             now on, and its requests fail (\"no such domain\"): virsh define the domain at a node that is \
+             left.\nA node that is not heard now is not told: if --check warns \
              there later, run this there too.\n"
         ))
     }

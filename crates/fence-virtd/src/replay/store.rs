@@ -24,6 +24,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fence_cli::shown;
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use tracing::{info, warn};
 
@@ -38,6 +39,11 @@ const QUEUE: usize = 65_536;
 const BATCH: usize = 1024;
 /// Duration from which a write is logged as slow.
 const SLOW: Duration = Duration::from_secs(2);
+/// Time for a daemon that is just ending to let go of the directory: without it, the new one would go on
+/// without a directory for all of its life.
+const PREDECESSOR_LIMIT: Duration = Duration::from_secs(3);
+/// Pause between two looks whether the directory is free.
+const HELD_PAUSE: Duration = Duration::from_millis(50);
 /// Time between two syncs of the file.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 
@@ -57,8 +63,8 @@ pub(super) enum StoreError {
     )]
     OthersMayWrite(String),
     #[error(
-        "another fence_virtd uses it; give this one a directory of its own with state_dir in the \
-         fence_virtd block"
+        "another fence_virtd uses it. If that one has ended since, restart this one; else give this one a \
+         directory of its own with state_dir in the fence_virtd block"
     )]
     Held,
     #[error("the disk did not answer within {} s", .0.as_secs())]
@@ -404,10 +410,17 @@ fn hold(path: &Path) -> Result<Flock<File>, StoreError> {
         .custom_flags(OFlag::O_NOFOLLOW.bits())
         .open(path)
         .map_err(failed)?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        nix::errno::Errno::EWOULDBLOCK => StoreError::Held,
-        other => failed(other.into()),
-    })
+    let until = Instant::now() + PREDECESSOR_LIMIT;
+    let mut open = file;
+    loop {
+        match Flock::lock(open, FlockArg::LockExclusiveNonblock) {
+            Ok(held) => return Ok(held),
+            Err((file, Errno::EWOULDBLOCK)) if Instant::now() < until => open = file,
+            Err((_, Errno::EWOULDBLOCK)) => return Err(StoreError::Held),
+            Err((_, other)) => return Err(failed(other.into())),
+        }
+        thread::sleep(HELD_PAUSE);
+    }
 }
 
 /// Reads a file, and no more of it than a daemon could have written.

@@ -156,7 +156,7 @@ fn an_error_is_not_the_end() {
     let store = ReplayStore::writing(move |hashes| {
         calls += 1;
         if calls == 1 {
-            return Err(io::Error::from_raw_os_error(nix::errno::Errno::ENOSPC as i32));
+            return Err(io::Error::from_raw_os_error(Errno::ENOSPC as i32));
         }
         tell.send(hashes.to_vec()).map_err(io::Error::other)
     })
