@@ -907,6 +907,22 @@ mod tests {
         }
     }
 
+    /// A new daemon finds it in the list. It is the machine, whatever an earlier daemon saw leave.
+    #[test]
+    fn a_machine_whose_guest_crashed_and_that_is_kept_is_here() {
+        use LifecycleKind::{Started, Stopped};
+        for state in [State::Crashed, State::Paused] {
+            for before in [&[][..], &[(Started, 0), (Stopped, STOPPED_MIGRATED)]] {
+                let mut seen = seen_after(before);
+                assert_eq!(seen.move_age(uuid()).is_some(), !before.is_empty());
+                seen.lists(&DomainRecord { uuid: uuid(), name: "x".to_owned(), state });
+                assert!(seen.had_instance(uuid()) && seen.move_age(uuid()).is_none(), "{state:?}");
+                let was_never_copied = seen.course(uuid()).is_some_and(InstanceCourse::was_never_copied);
+                assert!(!was_never_copied, "nobody saw it since it began to run: {state:?}");
+            }
+        }
+    }
+
     /// Such an end says nothing of the machine: its other half may run.
     #[test]
     fn what_stands_still_for_a_migration_does_not_end_here() {

@@ -1139,3 +1139,38 @@ fn read_again(connection: &Connection, records: Vec<DomainRecord>) -> Result<Vec
     }
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+    use crate::hypervisor::Hypervisors;
+
+    /// Only then can no order be carried out any more that was given before. A libvirtd of another host may
+    /// run though nobody listens, and one that hangs up may still be there.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn nobody_is_there_only_if_nobody_listens_at_a_socket_of_this_host() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = |name: &str| dir.path().join(name);
+        let refusing = UnixListener::bind(socket("refuses")).unwrap();
+        drop(refusing);
+        let hanging_up = UnixListener::bind(socket("hangs-up")).unwrap();
+        std::thread::spawn(move || hanging_up.incoming().for_each(drop));
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let unix = |name| format!("test+unix:///default?socket={}", socket(name).display());
+        for (uri, wanted) in [
+            (unix("absent"), true),
+            (unix("refuses"), true),
+            (unix("hangs-up"), false),
+            (format!("test+tcp://127.0.0.1:{port}/default"), false),
+        ] {
+            let home = Hypervisors::default().at(&uri);
+            home.first_answer().await.unwrap_err();
+            let status = home.status.borrow().clone();
+            let ConnectionStatus::Down(reason, _, failed) = status else { panic!("{uri}") };
+            assert_eq!(failed.is_gone, wanted, "{uri}: {reason}");
+        }
+    }
+}

@@ -16,6 +16,8 @@ use super::*;
 use crate::request::lease::LeaseEndReason;
 use crate::request::trail::AgentRunEnd;
 
+mod unheard;
+
 /// Far longer than anything here takes; only a failure waits for it.
 const PATIENCE: Duration = Duration::from_secs(120);
 
