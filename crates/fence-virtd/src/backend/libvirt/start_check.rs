@@ -172,3 +172,6 @@ impl<'b> StartCheck<'b> {
 fn overtaken(what: &impl fmt::Display) -> ActionError {
     ActionError::Refused(format!("{what}, so the domain is not started"))
 }
+
+#[cfg(test)]
+mod tests;

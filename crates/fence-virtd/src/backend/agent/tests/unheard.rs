@@ -161,8 +161,8 @@ async fn a_device_whose_metadata_does_not_come_is_silent() {
     assert_eq!(reply.reading, StatusReading::Silent, "{}", reply.words);
 }
 
-/// An agent that waited for the effect, and gave up, has given the order: the machine may go off after another
-/// device has done it, and after somebody started it again. One that fails at once has given none.
+/// An agent that waited for the effect, and gave up, has given the order: the machine may go off after
+/// another device has done it, and after somebody started it again. One that fails at once has given none.
 #[tokio::test]
 async fn an_order_that_was_given_up_may_come_after_another_device_has_done_it() {
     for (off, may_come) in [("exit 1", false), ("sleep 2.2; exit 1", true)] {
