@@ -114,20 +114,21 @@ async fn what_a_device_told_of_any_plug_counts_for_those_that_it_may_have() {
     let backend = rig.backend();
     let device = &backend.devices[0];
     let soon = || survey(Instant::now() + PATIENCE);
-    let was_heard_out = |plug| device.limits_for(plug).was_heard_out;
-    assert!(!was_heard_out(None));
+    let has_failed = |plug| device.limits_for(plug).is_known_to_fail;
+    device.monitor(None, soon()).await.unwrap();
+    assert!(!has_failed(None));
     device.note_failed_throughout(None, Instant::now());
-    assert!(was_heard_out(None) && !was_heard_out(Some("v")));
+    assert!(has_failed(None) && !has_failed(Some("v")));
     assert!(device.status("v", soon()).await.reading == StatusReading::Is(PowerState::On));
-    assert!(!was_heard_out(None), "it told a state");
+    assert!(!has_failed(None), "it told a state");
     device.note_failed_throughout(None, Instant::now());
-    assert!(was_heard_out(None));
+    assert!(has_failed(None));
     device.forget_list().await;
     device.listing(Duration::ZERO, soon()).await.unwrap();
-    assert!(!was_heard_out(None), "it told its list");
+    assert!(!has_failed(None), "it told its list");
 }
 
-/// An agent that can't be run here can't be run for any plug: one plug that was heard out is enough.
+/// An agent that can't be run here can't be run for any plug: one plug that failed for long is enough.
 #[tokio::test]
 async fn an_agent_that_can_not_be_run_is_heard_out_for_all_of_its_plugs() {
     let rig = Rig::new().machine("v", "on").device("b", "plugs = \"*\";", &[("list", "echo v,; exit 0")]);
@@ -135,20 +136,21 @@ async fn an_agent_that_can_not_be_run_is_heard_out_for_all_of_its_plugs() {
     let device = &backend.devices[0];
     let soon = || survey(Instant::now() + PATIENCE);
     let reads = async |plug| device.status(plug, soon()).await.reading;
-    let heard_out = || [None, Some("v"), Some("w")].map(|it| device.limits_for(it).was_heard_out);
+    let has_failed = || [None, Some("v"), Some("w")].map(|it| device.limits_for(it).is_known_to_fail);
+    device.monitor(None, soon()).await.unwrap();
     assert_eq!(reads("v").await, StatusReading::Is(PowerState::On));
     set_mode(&rig, 0o600);
     assert_eq!(reads("v").await, StatusReading::Unusable);
-    assert_eq!(heard_out(), [false; 3], "not for all of its time");
+    assert_eq!(has_failed(), [false; 3], "not for all of its time");
     device.note_failed_throughout(Some("v"), Instant::now());
-    assert_eq!(heard_out(), [true; 3]);
+    assert_eq!(has_failed(), [true; 3]);
     // It can be run again: what w's failure says is of w alone.
     set_mode(&rig, 0o700);
     assert_eq!(reads("v").await, StatusReading::Is(PowerState::On));
-    assert_eq!(heard_out(), [false; 3]);
+    assert_eq!(has_failed(), [false; 3]);
     assert_eq!(reads("w").await, StatusReading::CantTell);
     device.note_failed_throughout(Some("w"), Instant::now());
-    assert_eq!(heard_out(), [false, false, true]);
+    assert_eq!(has_failed(), [false, false, true]);
 }
 
 /// A device that is slow with what its state needs is silent: that says nothing of whether it can be used.
@@ -165,7 +167,8 @@ async fn a_device_whose_metadata_does_not_come_is_silent() {
 /// another device has done it, and after somebody started it again. One that fails at once has given none.
 #[tokio::test]
 async fn an_order_that_was_given_up_may_come_after_another_device_has_done_it() {
-    for (off, may_come) in [("exit 1", false), ("sleep 2.2; exit 1", true)] {
+    let in_vain = "echo 'Failed: Timed out waiting to power OFF' >&2; exit 1";
+    for (off, may_come) in [("exit 1", false), ("sleep 2.2; exit 1", true), (in_vain, true)] {
         let first =
             "plugs = \"w\"; order = \"1\"; retries = \"0\"; timeout = \"60\"; effect_timeout = \"600\";";
         let rig = Rig::new().machine("w", "on").device("first", first, &[("off", off)]).device(
