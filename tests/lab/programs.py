@@ -316,10 +316,24 @@ class Daemon:
                 self._reader.join(2)
                 raise RuntimeError(f"fence_virtd ended with {self.process.returncode}:\n{self.log}")
             if ready(self) if callable(ready) else self.bound(ready):
-                return
+                break
             if time.monotonic() > end:
                 raise RuntimeError(f"fence_virtd not ready within {wait} s:\n{self.log}")
             time.sleep(0.005)
+        # The socket is bound a moment before it has joined its group: one datagram in between would be lost. Nothing joins where
+        # the group is that of a socket which was there before.
+        end = time.monotonic() + 1
+        while ready == "udp" and self.alive() and not self._is_in_group() and time.monotonic() < end:
+            time.sleep(0.002)
+
+    def _is_in_group(self):
+        """Whether its network namespace is in a multicast group other than those of the kernel."""
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            with open(f"/proc/{self.pid}/net/igmp") as f:
+                groups = re.findall(r"^\s+([0-9A-F]{8})\s", f.read(), re.M)
+            with open(f"/proc/{self.pid}/net/igmp6") as f:
+                return any(it != "010000E0" for it in groups) or re.search(r" ff[01][^12]", f.read()) is not None
+        return False
 
 
 @dataclasses.dataclass
