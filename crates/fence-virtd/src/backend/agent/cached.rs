@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Runs whose result is kept for a while, one in flight at a time.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::Mutex;
 use tokio::time::timeout_at;
@@ -48,12 +48,6 @@ impl<T: Clone> CachedRun<T> {
         }
     }
 
-    /// Returns the last result if it is no older than that. None while a run is in flight.
-    pub(super) fn last_within(&self, age: Duration) -> Option<T> {
-        let last = self.0.try_lock().ok()?;
-        last.as_ref().filter(|(when, _)| when.elapsed() <= age).map(|(_, result)| result.clone())
-    }
-
     /// Forgets the last result, so that the next caller runs.
     #[cfg(test)]
     pub(super) async fn forget(&self) {
@@ -64,10 +58,9 @@ impl<T: Clone> CachedRun<T> {
 #[cfg(test)]
 mod tests {
     use std::future::{pending, ready};
+    use std::time::Duration;
 
     use super::*;
-
-    const HOUR: Duration = Duration::from_secs(3600);
 
     fn soon() -> Instant {
         Instant::now() + Duration::from_secs(30)
@@ -80,7 +73,6 @@ mod tests {
         let unused = async { unreachable!("the last result is valid") };
         assert_eq!(cached.get(soon(), |_, result| *result == 1, unused).await, Some(1));
         assert_eq!(cached.get(soon(), |_, result| *result != 1, ready(RunResult::Keep(2))).await, Some(2));
-        assert_eq!(cached.last_within(HOUR), Some(2));
     }
 
     #[tokio::test]
@@ -88,7 +80,8 @@ mod tests {
         let cached = CachedRun::default();
         cached.get(soon(), |_, _| true, ready(RunResult::Keep(1))).await;
         assert_eq!(cached.get(soon(), |_, _| false, ready(RunResult::Discard(2))).await, Some(2));
-        assert_eq!(cached.last_within(HOUR), Some(1));
+        let unused = async { unreachable!("the last result is valid") };
+        assert_eq!(cached.get(soon(), |_, result| *result == 1, unused).await, Some(1));
     }
 
     #[tokio::test]
@@ -101,7 +94,6 @@ mod tests {
         });
         let second = cached.get(soon(), |_, _| true, async { RunResult::Keep(2) });
         let meanwhile = async {
-            assert_eq!(cached.last_within(HOUR), None);
             tell.send(()).unwrap();
         };
         assert_eq!(tokio::join!(biased; first, second, meanwhile), (Some(1), Some(1), ()));

@@ -46,6 +46,8 @@ const MAX_LOOKS_AT_FILES: usize = 8;
 const LIST_TTL: Duration = Duration::from_secs(5);
 /// Time for which a failed `monitor` or missing metadata is not tried again.
 const FAILURE_TTL: Duration = Duration::from_secs(5);
+/// Time for which it counts that a list can't be had, where a list of this moment is asked for.
+const NO_LIST_TTL: Duration = Duration::from_secs(1);
 /// Age up to which it is believed that an agent has no metadata.
 const NO_METADATA_TTL: Duration = Duration::from_secs(1);
 /// A run that was killed earlier says nothing of its device.
@@ -384,7 +386,8 @@ impl FenceDevice {
         let context = context.within(Instant::now() + self.status_timeout);
         let asked = Instant::now();
         let is_valid = |when: Instant, plugs: &ListResult| {
-            let age = age.min(if plugs.is_ok() { LIST_TTL } else { FAILURE_TTL });
+            // That a list can't be had denies nothing.
+            let age = if plugs.is_ok() { age.min(LIST_TTL) } else { age.max(NO_LIST_TTL).min(FAILURE_TTL) };
             // A list that was made while we waited is new enough.
             when >= asked || when.elapsed() < age
         };
@@ -399,11 +402,6 @@ impl FenceDevice {
         };
         let plugs = self.listing.get(context.until, is_valid, run).await;
         plugs.ok_or_else(|| ListUnavailable::Unheard("its list is not there in time".to_owned()))?
-    }
-
-    /// Returns the last list if it is no older than that; none where it failed, or is being made now.
-    pub(super) fn recent_listing(&self, age: Duration) -> Option<Arc<PlugList>> {
-        self.listing.last_within(age)?.ok()
     }
 
     /// Returns the last list, however old.

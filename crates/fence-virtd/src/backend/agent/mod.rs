@@ -37,7 +37,7 @@ use self::cached::{CachedRun, RunResult};
 use self::course::{LastReply, PlanRunner, PowerChange};
 use self::device::FenceDevice;
 pub(crate) use self::program::DIRECTORIES;
-use self::route::{RELIST_AGE, Route, is_another};
+use self::route::{Route, is_another};
 use self::run::{RunContext, survey};
 use self::slots::{RunPurpose, RunSlots};
 use super::{Backend, BoxedFuture, PowerForecast, PowerOffResult, Restart, SLOW_BACKEND_GRACE};
@@ -277,17 +277,28 @@ impl AgentBackend {
             }
         };
         let others = self.possible_ways(domain, &routes);
-        let route =
-            |(place, plug), unlisted| Route { device: Arc::clone(&self.devices[place]), plug, unlisted };
-        let mut routes: Vec<Route> = routes.into_iter().map(|it| route(it, None)).collect();
-        routes.extend(others.into_iter().map(|it| route(it, Some(domain.name.clone()))));
+        let route = |(place, plug), unlisted, is_by_name| Route {
+            device: Arc::clone(&self.devices[place]),
+            plug,
+            unlisted,
+            is_by_name,
+        };
+        let mut routes: Vec<Route> = routes.into_iter().map(|it| route(it, None, false)).collect();
+        let name = || Some(domain.name.clone());
+        routes.extend(others.into_iter().map(|(place, plug)| match plug {
+            Some(plug) => route((place, plug), name(), false),
+            None => route((place, domain.name.clone()), name(), true),
+        }));
         routes.sort_by_key(|it| it.device.timed_out_recently());
         Ok(routes)
     }
 
-    /// Returns the ways to a domain by devices that may have it too: their lists don't deny it now. That a
-    /// list can't be had is no sign that the machine is not there, and a pool's master may have moved.
-    fn possible_ways(&self, domain: &DomainRef, routes: &[(usize, String)]) -> Vec<(usize, String)> {
+    /// Returns the ways to a domain by devices that may have it too, whatever they listed up to now: a list
+    /// that can't be had is no sign that the machine is not there, and a machine may move. Each look at such
+    /// a way begins with a list.
+    ///
+    /// Without a plug where each that the others have is another machine's there.
+    fn possible_ways(&self, domain: &DomainRef, routes: &[(usize, String)]) -> Vec<(usize, Option<String>)> {
         let is_other = |place: usize| routes.iter().all(|it| it.0 != place);
         let others: Vec<_> = self.listed().filter(|it| is_other(it.0)).collect();
         if others.is_empty() {
@@ -299,23 +310,22 @@ impl AgentBackend {
         let mut ways = Vec::new();
         for (place, device) in others {
             if let Some(plug) = last.and_then(|it| it.plug_at(place)) {
-                ways.push((place, plug.to_owned()));
-                continue;
-            }
-            // What has no list now, or an empty one, or one that is older than the search, is asked anew.
-            let denies = |it: Arc<PlugList>| it.noise == 0 && !it.entries.is_empty();
-            if device.recent_listing(RELIST_AGE).is_some_and(denies) {
+                ways.push((place, Some(plug.to_owned())));
                 continue;
             }
             let list = device.last_listing();
             let is_another = |plug: &str| list.as_ref().is_some_and(|it| is_another(it, plug, &domain.name));
-            ways.extend(plugs.iter().filter(|it| !is_another(it)).map(|it| (place, (*it).clone())));
+            let before = ways.len();
+            ways.extend(plugs.iter().filter(|it| !is_another(it)).map(|it| (place, Some((*it).clone()))));
+            if ways.len() == before {
+                ways.push((place, None));
+            }
         }
         if !ways.is_empty() {
             debug!(
                 domain = domain.name,
                 others = ways.len(),
-                "devices without a list may have the domain too"
+                "devices that have not listed the domain may be ways to the machine too"
             );
         }
         ways
@@ -505,13 +515,26 @@ impl Backend for AgentBackend {
     }
 
     async fn order_settles(&self, order: &PendingOrder, machine: DomainId, until: Instant) {
-        let device = self.devices.iter().find(|it| it.name == order.order.device && !order.is_covered);
-        let Some(device) = device else { return tokio::time::sleep_until(until.into()).await };
+        let device = self.devices.iter().find(|it| it.name == order.order.device);
         let to = if order.order.starts { PowerState::On } else { PowerState::Off };
+        // Whatever is ordered while it may come is not the only order. A device that is configured no more
+        // has no place.
+        let place = device.map_or(usize::MAX, |it| it.place);
+        let mark = self.history.order(machine, place, to);
+        let Some(device) = device.filter(|_| !order.is_covered) else {
+            tokio::time::sleep_until(until.into()).await;
+            drop(mark);
+            return;
+        };
         let order = UnconfirmedAction {
             place: 0,
-            mark: self.history.order(machine, device.place, to),
-            route: Route { device: Arc::clone(device), plug: order.order.plug.clone(), unlisted: None },
+            mark,
+            route: Route {
+                device: Arc::clone(device),
+                plug: order.order.plug.clone(),
+                unlisted: None,
+                is_by_name: false,
+            },
             to,
             ended: None,
             is_claimed: order.is_claimed(),

@@ -2,6 +2,8 @@
 //! Devices that may have a machine and can't be asked for it now: no list, a list that is not all there, an
 //! agent that can't be run, an order that was given up.
 
+use fence_core::intent::DeviceOrder;
+
 use super::super::run::survey;
 use super::*;
 
@@ -56,7 +58,7 @@ async fn off_is_believed_without_a_list_only_where_the_plug_was_on() {
         let backend = rig.backend();
         let (device, plug, unlisted) =
             (Arc::clone(&backend.devices[0]), "1".to_owned(), Some("w".to_owned()));
-        let route = Route { device, plug, unlisted };
+        let route = Route { device, plug, unlisted, is_by_name: false };
         let read = async || route.status(survey(Instant::now() + PATIENCE)).await;
         if was_on {
             assert_eq!(read().await.reading, StatusReading::Is(PowerState::On));
@@ -70,6 +72,28 @@ async fn off_is_believed_without_a_list_only_where_the_plug_was_on() {
     let backend = rig.backend();
     std::fs::write(rig.path("power-1"), "off").unwrap();
     assert!(power_of_w(&backend).await.is_err());
+}
+
+/// A machine that comes to another pool while it is powered off: that pool's list is read after the action,
+/// and may have it at another plug, or its old plug as another machine's.
+#[tokio::test]
+async fn a_machine_that_comes_to_another_device_in_the_middle_is_not_off() {
+    for (list_before, list_after) in [
+        ("echo 2,v; exit 0", "echo 2,v; echo 1,w; exit 0"),
+        ("echo 2,v; exit 0", "echo 2,v; echo 3,w; exit 0"),
+        ("echo 1,v; exit 0", "echo 1,v; echo 3,w; exit 0"),
+    ] {
+        let script = format!("if [ -e ../came ]; then {list_after}; fi; {list_before}");
+        let status = "[ -e ../came ] && exit 0; exit 2";
+        let rig = beside(
+            &[("off", "echo off > ../power-1; touch ../came")],
+            &[("list", &script), ("status", status)],
+        );
+        let backend = rig.backend();
+        let w = found(&backend, "w").await;
+        let off = backend.off(&w, false, &lease(SHORT)).await;
+        assert!(off.is_err() && rig.power("1") == "off", "{list_after}: {off:?}");
+    }
 }
 
 /// The plug of the last list counts, and no plug that was another machine's.
@@ -184,5 +208,34 @@ async fn an_order_that_was_given_up_may_come_after_another_device_has_done_it() 
         assert_eq!((rig.power("w").as_str(), down.may_come_again), ("off", may_come), "{off}");
         drop((down, lease));
         assert_eq!(settled.is_now(), !may_come, "{off}");
+    }
+}
+
+/// Order of an earlier daemon, which may come while this one orders the same: what the device shows then may
+/// be the doing of either.
+#[tokio::test]
+async fn an_order_of_an_earlier_daemon_is_another_order() {
+    for (device, is_covered) in [("d", true), ("d", false), ("of before", false)] {
+        let rig = Rig::new().machine("w", "on").device("d", "plugs = \"w\"; effect_timeout = \"600\";", &[]);
+        let backend = rig.backend();
+        let w = found(&backend, "w").await;
+        let order = DeviceOrder {
+            order: 1,
+            device: device.to_owned(),
+            plug: "w".to_owned(),
+            starts: false,
+            effect_ms: 600_000,
+        };
+        let left = PendingOrder { order, expiry: None, is_covered };
+        let off = async {
+            // The order is known from its first poll on.
+            tokio::task::yield_now().await;
+            backend.off(&w, false, &lease(PATIENCE)).await.unwrap().may_come_again
+        };
+        tokio::select! {
+            biased;
+            () = backend.order_settles(&left, w.uuid, Instant::now() + PATIENCE) => panic!("settled"),
+            may_come_again = off => assert!(may_come_again, "{device} {is_covered}"),
+        }
     }
 }
