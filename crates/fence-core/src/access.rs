@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use fence_config::Group;
+use fence_wire::Key;
 
 use crate::domain::DomainId;
 
@@ -228,10 +229,10 @@ impl GroupRule {
 }
 
 /// Proof that a peer has one of the keys.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct KeyProof {
-    /// Fingerprint of the key, for people.
-    pub fingerprint: String,
+    /// The key, of which people are shown the fingerprint. That is slow to make, so it is not made before.
+    pub key: Key,
     /// The key is one of the listener's: it opens every group that has none of its own.
     pub listener: bool,
     /// Groups that have this key, by their positions in the configuration.
@@ -359,8 +360,12 @@ mod tests {
         assert!(matches!(by_domain.decide(&b, OWN, c), AccessDecision::AllowedBy(_)));
     }
 
+    fn some_key() -> Key {
+        Key::new(b"a key").unwrap()
+    }
+
     fn key(listener: bool, groups: &[usize]) -> KeyProof {
-        KeyProof { fingerprint: "abcd".into(), listener, groups: groups.iter().copied().collect() }
+        KeyProof { key: some_key(), listener, groups: groups.iter().copied().collect() }
     }
 
     const TWO_CLUSTERS: &str = r#"
@@ -471,7 +476,7 @@ mod tests {
             ) {
                 let rules = rules(&blocks);
                 let proof =
-                    |(listener, groups)| KeyProof { fingerprint: String::new(), listener, groups };
+                    |(listener, groups)| KeyProof { key: some_key(), listener, groups };
                 let key = shown.map(proof);
                 let who = Identity { name: Some(NAMES[source].into()), ..from_ip(&format!("10.0.0.{ip}")) };
                 let decision = rules.decide(&who, key.as_ref(), about(NAMES[target]));

@@ -5,6 +5,7 @@
 //! hashes in a time that depends on them.
 
 use core::fmt;
+use std::sync::{Arc, OnceLock};
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha1::Sha1;
@@ -147,9 +148,42 @@ pub enum KeyError {
     TooShort(usize),
 }
 
-/// Secret that hosts and guests share. Wiped from memory when dropped; never shown.
+/// Secret that hosts and guests share. Wiped from memory when the last copy is dropped; never shown.
+///
+/// A clone is the same memory. The hashes go on from a state that is made once, so that a long key costs a
+/// packet no more than a short one. These states are as secret as the key, and are wiped with it.
 #[derive(Clone)]
-pub struct Key(Zeroizing<Vec<u8>>);
+pub struct Key(Arc<KeySecret>);
+
+/// Bytes of a key, and everything that is made of them once.
+struct KeySecret {
+    bytes: Zeroizing<Vec<u8>>,
+    sha1: OnceLock<Sha1>,
+    sha256: OnceLock<Sha256>,
+    sha512: OnceLock<Sha512>,
+    hmac_sha256: OnceLock<HmacSha256>,
+    hmac_sha512: OnceLock<Hmac<Sha512>>,
+    fingerprint: OnceLock<String>,
+}
+
+/// Tag of a key, by which a daemon tells keys apart without their bytes. Whoever has it can test candidates
+/// for the key, as with a packet that was recorded: it must never be shown.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KeyTag([u8; 32]);
+
+impl KeyTag {
+    /// Returns the bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for KeyTag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyTag(..)")
+    }
+}
 
 impl Key {
     /// Makes a key from the content of a key file: all its bytes (a line end at its end included), up to
@@ -161,34 +195,59 @@ impl Key {
         if content.len() < KEY_MIN {
             return Err(KeyError::TooShort(content.len()));
         }
-        Ok(Self(Zeroizing::new(content[..content.len().min(KEY_MAX)].to_vec())))
+        Ok(Self::from_bytes(Zeroizing::new(content[..content.len().min(KEY_MAX)].to_vec())))
     }
 
     /// Makes a key from bytes that were computed, not read from a file.
     pub(crate) fn from_bytes(bytes: Zeroizing<Vec<u8>>) -> Self {
-        Self(bytes)
+        Self(Arc::new(KeySecret {
+            bytes,
+            sha1: OnceLock::new(),
+            sha256: OnceLock::new(),
+            sha512: OnceLock::new(),
+            hmac_sha256: OnceLock::new(),
+            hmac_sha512: OnceLock::new(),
+            fingerprint: OnceLock::new(),
+        }))
     }
 
     /// Returns the number of bytes of the file that count.
     #[must_use]
     pub fn length(&self) -> usize {
-        self.0.len()
+        self.0.bytes.len()
     }
 
     /// Returns whether both are the same secret.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
-        self.0.as_slice().ct_eq(other.0.as_slice()).into()
+        self.shares_memory(other) || bool::from(self.0.bytes.as_slice().ct_eq(other.0.bytes.as_slice()))
     }
 
     /// Returns the fingerprint: four hex digits by which two people can tell whether they hold the same key.
     ///
     /// Short and slow on purpose: 16 bits of PBKDF2-HMAC-SHA-256 with 50 000 rounds, some ten milliseconds. A
     /// log line with it reduces a weak key's candidates to one in 65 536, at a cost for each.
+    /// It is made when it is first asked for, and once for all clones of a key.
     #[must_use]
     pub fn fingerprint(&self) -> String {
+        self.0.fingerprint.get_or_init(|| self.slow_fingerprint()).clone()
+    }
+
+    /// Returns whether the fingerprint was made before.
+    #[must_use]
+    pub fn has_fingerprint(&self) -> bool {
+        self.0.fingerprint.get().is_some()
+    }
+
+    /// Returns whether both are clones of one key: what is made of one is made of the other.
+    #[must_use]
+    pub fn shares_memory(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    fn slow_fingerprint(&self) -> String {
         const ROUNDS: u32 = 50_000;
-        let keyed: HmacSha256 = keyed(&self.0);
+        let keyed = self.0.hmac_sha256();
         let once = |input: &[u8]| {
             let mut mac = keyed.clone();
             mac.update(input);
@@ -203,26 +262,43 @@ impl Key {
         format!("{:02x}{:02x}", sum[0], sum[1])
     }
 
+    /// Returns the tag of the key.
+    #[must_use]
+    pub fn tag(&self) -> KeyTag {
+        let sum = self.mac(SealedHash::HmacSha256, b"fence_virt key tag\0").finish();
+        KeyTag(core::array::from_fn(|i| sum[i]))
+    }
+
     /// Returns H(key ‖ data), zero-padded.
     pub(crate) fn hash(&self, hash: ClassicHash, data: &[u8]) -> [u8; HASH_LEN] {
-        fn digest<D: Digest>(key: &[u8], data: &[u8]) -> [u8; HASH_LEN] {
-            padded(&D::new().chain_update(key).chain_update(data).finalize())
+        fn digest<D: Digest + Clone>(key: &[u8], state: &OnceLock<D>, data: &[u8]) -> [u8; HASH_LEN] {
+            let keyed = state.get_or_init(|| D::new().chain_update(key));
+            padded(&keyed.clone().chain_update(data).finalize())
         }
+        let secret = &*self.0;
         match hash {
-            ClassicHash::Sha1 => digest::<Sha1>(&self.0, data),
-            ClassicHash::Sha256 => digest::<Sha256>(&self.0, data),
-            ClassicHash::Sha512 => digest::<Sha512>(&self.0, data),
+            ClassicHash::Sha1 => digest(&secret.bytes, &secret.sha1, data),
+            ClassicHash::Sha256 => digest(&secret.bytes, &secret.sha256, data),
+            ClassicHash::Sha512 => digest(&secret.bytes, &secret.sha512, data),
         }
     }
 
     /// Begins HMAC(key, label ‖ …); the caller adds the rest.
     pub(crate) fn mac(&self, hash: SealedHash, label: &[u8]) -> KeyedMac {
         let mut keyed = match hash {
-            SealedHash::HmacSha256 => KeyedMac::Sha256(keyed(&self.0)),
-            SealedHash::HmacSha512 => KeyedMac::Sha512(keyed(&self.0)),
+            SealedHash::HmacSha256 => KeyedMac::Sha256(self.0.hmac_sha256().clone()),
+            SealedHash::HmacSha512 => {
+                KeyedMac::Sha512(self.0.hmac_sha512.get_or_init(|| keyed(&self.0.bytes)).clone())
+            }
         };
         keyed.update(label);
         keyed
+    }
+}
+
+impl KeySecret {
+    fn hmac_sha256(&self) -> &HmacSha256 {
+        self.hmac_sha256.get_or_init(|| keyed(&self.bytes))
     }
 }
 
@@ -309,7 +385,78 @@ mod tests {
 
     #[test]
     fn a_key_is_never_shown() {
-        assert_eq!(format!("{:?}", Key::new(b"secret").unwrap()), "Key(..)");
+        let key = Key::new(b"secret").unwrap();
+        assert_eq!(format!("{key:?} {:?}", key.tag()), "Key(..) KeyTag(..)");
+    }
+
+    /// A state from which a hash can be made is a key.
+    #[test]
+    fn states_are_wiped_as_keys_are() {
+        use sha2::digest::block_api::EagerHash;
+        fn is_wiped<T: zeroize::ZeroizeOnDrop>() {}
+        is_wiped::<Sha1>();
+        is_wiped::<Sha256>();
+        is_wiped::<Sha512>();
+        // An HMAC is two of these.
+        is_wiped::<<Sha256 as EagerHash>::Core>();
+        is_wiped::<<Sha512 as EagerHash>::Core>();
+    }
+
+    /// A kept state gives what the whole key gives, for lengths around the blocks of each hash.
+    #[test]
+    fn a_hash_from_the_kept_state_is_that_of_the_whole_key() {
+        for length in [2, 55, 56, 63, 64, 65, 111, 112, 127, 128, 129, 512, KEY_MAX - 1, KEY_MAX] {
+            let bytes: Vec<u8> = (0..length).map(|it| u8::try_from(it % 251).unwrap()).collect();
+            let key = Key::new(&bytes).unwrap();
+            for data in [b"one".as_slice(), &[9; 176], b""] {
+                let all = [&bytes[..], data].concat();
+                assert_eq!(key.hash(ClassicHash::Sha1, data), padded(&Sha1::digest(&all)), "{length}");
+                assert_eq!(key.hash(ClassicHash::Sha256, data), padded(&Sha256::digest(&all)), "{length}");
+                assert_eq!(key.hash(ClassicHash::Sha512, data), padded(&Sha512::digest(&all)), "{length}");
+                let (mut short, mut long) = (keyed::<HmacSha256>(&bytes), keyed::<Hmac<Sha512>>(&bytes));
+                short.update(data);
+                long.update(data);
+                let ours =
+                    [SealedHash::HmacSha256, SealedHash::HmacSha512].map(|it| key.mac(it, data).finish());
+                assert_eq!(ours[0], padded(&short.finalize().into_bytes()), "{length}");
+                assert_eq!(ours[1], padded(&long.finalize().into_bytes()), "{length}");
+            }
+        }
+    }
+
+    /// A key of 4096 bytes costs a packet no more than one of 64: the ratio of the best times of one run.
+    #[test]
+    fn a_long_key_costs_a_packet_no_more_than_a_short_one() {
+        let [short, long] = [64, KEY_MAX].map(|it| Key::new(&vec![7; it]).unwrap());
+        let packets = |work: &dyn Fn()| {
+            let once = || {
+                let since = std::time::Instant::now();
+                (0..200).for_each(|_| work());
+                since.elapsed()
+            };
+            (0..50).map(|_| once()).min().unwrap()
+        };
+        for classic in [ClassicHash::Sha256, ClassicHash::Sha512] {
+            let [short, long] = [&short, &long]
+                .map(|key| packets(&|| drop(std::hint::black_box(key.hash(classic, &[1; 176]).to_vec()))));
+            assert!(long < short * 3, "{classic:?}: {short:?}, {long:?}");
+        }
+        for sealed in [SealedHash::HmacSha256, SealedHash::HmacSha512] {
+            let [short, long] = [&short, &long].map(|key| {
+                packets(&|| drop(std::hint::black_box(key.mac(sealed, &[1; 195]).finish().to_vec())))
+            });
+            assert!(long < short * 3, "{sealed:?}: {short:?}, {long:?}");
+        }
+    }
+
+    #[test]
+    fn a_clone_is_the_same_memory_and_a_tag_tells_keys_apart() {
+        let key = Key::new(b"secret").unwrap();
+        let clone = key.clone();
+        assert!(clone.is_same(&key) && clone.0.fingerprint.get().is_none());
+        assert_eq!(Some(&key.fingerprint()), clone.0.fingerprint.get());
+        assert_eq!(key.tag(), Key::new(b"secret").unwrap().tag());
+        assert_ne!(key.tag(), Key::new(b"secre").unwrap().tag());
     }
 
     #[test]

@@ -44,10 +44,13 @@ pub use host_message::{
     HostMemory, HostMessage, HostMessageError, HostNonce, HostReason, HostSight, HostsKey, PairKey,
     REASON_PARTS, ReceivedHostMessage,
 };
-pub use key::{ClassicHash, HASH_LEN, HashType, KEY_MAX, KEY_MIN, Key, KeyError, SealedHash, UnknownHash};
+pub use key::{
+    ClassicHash, HASH_LEN, HashType, KEY_MAX, KEY_MIN, Key, KeyError, KeyTag, SealedHash, UnknownHash,
+};
 pub use layout::{CHALLENGE_LEN, Challenge, REQUEST_LEN, UUID_FLAG};
 pub use request::{
     CallBack, ReceivedRequest, ReceivedRequest as Received, Request, RequestError, Target, TargetError,
+    UnprovedRequest,
 };
 pub use response::{FORECAST_UNCERTAIN, HOST_LIST_FOLLOWS, REASON_MAX, Response};
 pub use seal::{

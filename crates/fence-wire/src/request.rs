@@ -109,13 +109,17 @@ impl Request {
     /// The reason why the packet must be dropped. Nothing in a packet is believed before its hash matches;
     /// only length, action and hash type are read earlier.
     pub fn decode(packet: &[u8], minimum: HashType, keys: &[Key]) -> Result<ReceivedRequest, RequestError> {
-        let packet: &[u8; REQUEST_LEN] = packet.try_into().map_err(|_| RequestError::Length(packet.len()))?;
-        let action = Action::try_from(packet[ACTION])?;
-        let hash = HashType::try_from(packet[HASH_TYPE])?;
-        if hash < minimum {
-            return Err(RequestError::HashTooWeak { hash, minimum });
+        let unproved = UnprovedRequest::take(packet, minimum)?;
+        match unproved.read_without_hash() {
+            Some(received) => received,
+            None => (0..keys.len())
+                .find_map(|place| unproved.read_with(keys, place))
+                .unwrap_or_else(|| Err(unproved.no_key_fits())),
         }
-        let key = if hash == HashType::None { None } else { Some(fitting_key(packet, hash, keys)?) };
+    }
+
+    /// Reads a packet of which the hash fits, or that may be without one.
+    fn read(packet: &[u8; REQUEST_LEN]) -> Result<Self, RequestError> {
         if field(packet, SPARE.start) == FROM_HOST {
             return Err(RequestError::FromHost);
         }
@@ -123,20 +127,18 @@ impl Request {
         if packet[FLAGS] & !UUID_FLAG != 0 {
             return Err(RequestError::Flags(packet[FLAGS]));
         }
+        let action = Action::try_from(packet[ACTION])?;
         let target = Target::decode(&packet[TARGET], packet[FLAGS] & UUID_FLAG != 0)?;
         if action.needs_target() && target.as_str().is_empty() {
             return Err(RequestError::Target(TargetError::Empty));
         }
-        let request = Self {
+        Ok(Self {
             action,
             target,
             call_back: call_back(packet)?,
             nonce: field(packet, NONCE.start),
             sequence: u32::from_le_bytes(field(packet, SEQUENCE.start)),
-        };
-        let sealed = SealedRequest::of_packet(packet);
-        let dry_run = sealed.and_then(|it| it.dry_run());
-        Ok(ReceivedRequest { request, hash, key, sealed, dry_run })
+        })
     }
 
     fn encode_unhashed(&self, hash: HashType) -> [u8; REQUEST_LEN] {
@@ -164,6 +166,69 @@ impl Request {
         packet[NONCE].copy_from_slice(&self.nonce);
         packet[SEQUENCE].copy_from_slice(&self.sequence.to_le_bytes());
         packet
+    }
+}
+
+/// Packet whose hash is still to be checked: for receivers with so many keys that they choose their order.
+///
+/// Nothing of the packet but its hash type can be had from here before a key fits.
+#[derive(Clone)]
+pub struct UnprovedRequest {
+    packet: [u8; REQUEST_LEN],
+    /// The packet with its hash bytes zero, as the hash covers it.
+    unhashed: [u8; REQUEST_LEN],
+    hash: HashType,
+}
+
+impl UnprovedRequest {
+    /// Takes a packet. Only length, action and hash type are read.
+    ///
+    /// # Errors
+    /// The reason why the packet must be dropped, whatever its hash.
+    pub fn take(packet: &[u8], minimum: HashType) -> Result<Self, RequestError> {
+        let packet: [u8; REQUEST_LEN] = packet.try_into().map_err(|_| RequestError::Length(packet.len()))?;
+        Action::try_from(packet[ACTION])?;
+        let hash = HashType::try_from(packet[HASH_TYPE])?;
+        if hash < minimum {
+            return Err(RequestError::HashTooWeak { hash, minimum });
+        }
+        let mut unhashed = packet;
+        unhashed[HASH].fill(0);
+        Ok(Self { packet, unhashed, hash })
+    }
+
+    /// Returns the bytes of the packet.
+    #[must_use]
+    pub fn packet(&self) -> &[u8; REQUEST_LEN] {
+        &self.packet
+    }
+
+    /// Reads the packet if it carries no hash, which the minimum allowed.
+    #[must_use]
+    pub fn read_without_hash(&self) -> Option<Result<ReceivedRequest, RequestError>> {
+        (self.hash == HashType::None).then(|| self.read(None))
+    }
+
+    /// Reads the packet if the key at this place made its hash; none if not, and none of a packet without a
+    /// hash.
+    #[must_use]
+    pub fn read_with(&self, keys: &[Key], place: usize) -> Option<Result<ReceivedRequest, RequestError>> {
+        let received: [u8; HASH_LEN] = field(&self.packet, HASH.start);
+        let ours = packet_hash(&self.unhashed, self.hash, keys.get(place)?)?;
+        same(&ours, &received).then(|| self.read(Some(place)))
+    }
+
+    /// Returns the reason to drop the packet once no key fits.
+    #[must_use]
+    pub fn no_key_fits(&self) -> RequestError {
+        RequestError::HashMismatch(self.hash)
+    }
+
+    fn read(&self, key: Option<usize>) -> Result<ReceivedRequest, RequestError> {
+        let request = Request::read(&self.packet)?;
+        let sealed = SealedRequest::of_packet(&self.packet);
+        let dry_run = sealed.and_then(|it| it.dry_run());
+        Ok(ReceivedRequest { request, hash: self.hash, key, sealed, dry_run })
     }
 }
 
@@ -344,14 +409,6 @@ impl Target {
         let text = cut(&self.text, Self::MAX);
         field[..text.len()].copy_from_slice(text.as_bytes());
     }
-}
-
-fn fitting_key(packet: &[u8; REQUEST_LEN], hash: HashType, keys: &[Key]) -> Result<usize, RequestError> {
-    let received: [u8; HASH_LEN] = field(packet, HASH.start);
-    let mut unhashed = *packet;
-    unhashed[HASH].fill(0);
-    let fits = |key| packet_hash(&unhashed, hash, key).is_some_and(|ours| same(&ours, &received));
-    keys.iter().position(fits).ok_or(RequestError::HashMismatch(hash))
 }
 
 /// Returns the hash of a packet whose hash bytes are zero; none for the type without a hash.

@@ -72,11 +72,11 @@ fn peer_key(config: &Config) -> Vec<Finding> {
     const OWNER: &str = "messages between hosts (peer_key_file)";
     let rule = KeyRule::strict(config.daemon.strict_keys);
     let loaded = key_file::load(file, rule);
-    let print = loaded.as_ref().ok().map(|it| it.key.fingerprint());
+    let tag = loaded.as_ref().ok().map(|it| it.key.tag());
     let guests = config.listeners.iter().filter_map(|it| it.keys()).flat_map(|it| &it.key_files);
     let guests = guests.chain(config.groups.iter().flatten().flat_map(|it| &it.key_files));
-    let is_same = |it: &&PathBuf| key_file::load(it, rule).ok().map(|it| it.key.fingerprint()) == print;
-    let shared = guests.into_iter().find(|it| print.is_some() && is_same(it));
+    let is_same = |it: &&PathBuf| key_file::load(it, rule).ok().map(|it| it.key.tag()) == tag;
+    let shared = guests.into_iter().find(|it| tag.is_some() && is_same(it));
     let shared = shared.map(|it| {
         let text = format!("the same key as {}, which guests have: a guest can play a host", shown(it));
         let next = "make another, for hosts alone: several-hosts.md, \"A peer key is for hosts only\"";

@@ -18,7 +18,7 @@ use nix::sys::stat::{major, minor};
 
 use super::finding::Finding;
 use crate::cli::options::CONFIG_FILE;
-use crate::daemon::in_use::{ConfigHash, ConfigurationInUse, keys};
+use crate::daemon::in_use::{ConfigHash, ConfigurationInUse, is_mark_of, keys, shown_mark};
 use crate::observe::metrics_reader::{self, samples};
 
 const CHECK: &str = "daemon";
@@ -249,14 +249,18 @@ fn older(in_use: &ConfigurationInUse, config: &Config, file: &Path, source: &[u8
             if in_use.hash == ConfigHash::of(source) { "systemctl restart fence_virtd" } else { RELOAD };
         found.push(Finding::warning(CHECK, shown(command), text, next));
     }
-    for (path, print) in keys(config) {
+    for (path, key) in keys(config) {
         let Some((_, old)) = in_use.keys.iter().find(|(it, _)| *it == path) else { continue };
         // A file that can't be read now is a finding of its own.
-        if *old == print || print.is_none() {
+        let Some(key) = key else { continue };
+        if old.as_ref().is_some_and(|it| is_mark_of(it, &key)) {
             continue;
         }
         let text = match old {
-            Some(old) => format!("the running fence_virtd still uses the older key (fingerprint {old})"),
+            Some(old) => match shown_mark(old) {
+                Some(old) => format!("the running fence_virtd still uses the older key (fingerprint {old})"),
+                None => "the running fence_virtd still uses the older key".to_owned(),
+            },
             None => {
                 "the running fence_virtd runs without this key: the file could not be read then".to_owned()
             }

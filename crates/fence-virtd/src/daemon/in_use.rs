@@ -7,9 +7,12 @@
 //! configuration HASH FILE
 //! waits-for-restart
 //! down-command FILE
-//! key FINGERPRINT FILE
+//! key MARK FILE
 //! end
 //! ```
+//!
+//! MARK is the fingerprint of the key. A fingerprint is slow to make: a daemon with many key files writes
+//! `tag-` and the beginning of the key's tag instead.
 //!
 //! Written at the start and at each reload that is accepted, on a thread that nobody waits for, and read by
 //! `--check`. No decision of the daemon depends on it. Must never hold a key: fingerprints and a hash alone.
@@ -24,16 +27,23 @@ use std::path::{Path, PathBuf};
 
 use fence_cli::key_file::{self, KeyRule};
 use fence_config::Config;
+use fence_wire::Key;
 use sha2::{Digest, Sha256};
 use tracing::info;
 
 use crate::intent::DISK_LIMIT;
+use crate::listener::keys::MANY_KEYS;
 
 const FILE: &str = "in-use";
 const NEW: &str = "in-use.new";
 const HEADER: &[u8] = b"fence_virt in-use 1";
 /// Bytes of the file at most: a line for each key file.
 const MAX_FILE: u64 = 1024 * 1024;
+/// Beginning of a mark that is no fingerprint.
+const TAG: &str = "tag-";
+/// Bytes of a tag that are written: enough to see that a key is another one, and no more than a fingerprint
+/// tells of it.
+const TAG_LEN: usize = 2;
 
 /// Hash of a configuration file.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -58,7 +68,7 @@ pub(crate) struct ConfigurationInUse {
     pub(crate) waits_for_restart: bool,
     /// The `peer_down_command` that is in use.
     pub(crate) down_command: Option<PathBuf>,
-    /// Each key file with the fingerprint of its key; none of one that could not be read.
+    /// Each key file with the mark of its key; none of one that could not be read.
     pub(crate) keys: Vec<(PathBuf, Option<String>)>,
 }
 
@@ -71,6 +81,8 @@ impl ConfigurationInUse {
         waits_for_restart: bool,
     ) -> Self {
         let pid = std::process::id();
+        let keys = keys(config);
+        let mark = if keys.len() > MANY_KEYS { tag_mark } else { Key::fingerprint };
         Self {
             pid,
             started: process_stat(pid).map_or(0, |it| it.started),
@@ -78,7 +90,7 @@ impl ConfigurationInUse {
             hash,
             waits_for_restart,
             down_command: config.daemon.peer_down_command.clone(),
-            keys: keys(config),
+            keys: keys.into_iter().map(|(file, key)| (file, key.as_ref().map(mark))).collect(),
         }
     }
 
@@ -195,14 +207,29 @@ fn words(line: &[u8]) -> Option<(&str, PathBuf)> {
     Some((std::str::from_utf8(&line[..at]).ok()?, path.into()))
 }
 
-/// Returns every key file of a configuration once, with the fingerprint of its key as it is now.
-pub(crate) fn keys(config: &Config) -> Vec<(PathBuf, Option<String>)> {
+/// Returns every key file of a configuration once, with its key as it is now.
+pub(crate) fn keys(config: &Config) -> Vec<(PathBuf, Option<Key>)> {
     let rule = KeyRule::strict(config.daemon.strict_keys);
     let of_listeners = config.listeners.iter().filter_map(|it| it.keys()).flat_map(|it| &it.key_files);
     let of_groups = config.groups.iter().flatten().flat_map(|it| &it.key_files);
     let files: BTreeSet<_> = of_listeners.chain(of_groups).chain(&config.daemon.peer_key_file).collect();
-    let print = |it: &PathBuf| key_file::load(it, rule).ok().map(|it| it.key.fingerprint().to_string());
-    files.into_iter().map(|it| (it.clone(), print(it))).collect()
+    let key = |it: &PathBuf| key_file::load(it, rule).ok().map(|it| it.key);
+    files.into_iter().map(|it| (it.clone(), key(it))).collect()
+}
+
+/// Returns true if a mark in the file is that of this key.
+pub(crate) fn is_mark_of(mark: &str, key: &Key) -> bool {
+    if mark.starts_with(TAG) { mark == tag_mark(key) } else { mark == key.fingerprint() }
+}
+
+/// Returns the fingerprint that a mark is, for people; none of a tag.
+pub(crate) fn shown_mark(mark: &str) -> Option<&str> {
+    Some(mark).filter(|it| !it.starts_with(TAG))
+}
+
+fn tag_mark(key: &Key) -> String {
+    let tag = key.tag();
+    tag.bytes()[..TAG_LEN].iter().fold(TAG.to_owned(), |text, it| format!("{text}{it:02x}"))
 }
 
 /// Returns true if the process was stopped, by a signal or a debugger.
@@ -264,6 +291,17 @@ mod tests {
         it.started += 1;
         it.write(dir.path()).unwrap();
         assert_eq!(ConfigurationInUse::of_running(dir.path()), None);
+    }
+
+    /// Neither the fingerprint nor the tag of another key is the mark of a key.
+    #[test]
+    fn a_mark_is_of_one_key() {
+        let [key, other] = ["one", "other"].map(|it| Key::new(it.as_bytes()).unwrap());
+        for mark in [Key::fingerprint, tag_mark] {
+            assert!(is_mark_of(&mark(&key), &key) && !is_mark_of(&mark(&other), &key));
+        }
+        assert_eq!(shown_mark(&tag_mark(&key)), None);
+        assert_eq!(tag_mark(&key).len(), TAG.len() + 2 * TAG_LEN);
     }
 
     /// A torn file tells nothing: least of all that all is in use.

@@ -6,32 +6,43 @@
 //! that must not depend on the order of the files. Nothing here may show a byte of a key.
 
 use fence_core::access::KeyProof;
+use std::collections::HashMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 
 use fence_cli::key_file::{self, ExposedKey, KeyFileError, KeyRule};
-use fence_cli::shown;
+use fence_cli::shown as shown_path;
 use fence_config::Group;
-use fence_wire::{Key, escaped};
+use fence_wire::{Key, KeyTag, escaped};
 
 use crate::util::locks::lock;
 use fence_core::access::group_title;
+
+/// Number of keys from which on their fingerprints are made only for those who ask for one of them: each
+/// takes some ten milliseconds.
+pub(crate) const MANY_KEYS: usize = 16;
+/// Keys of groups that name one address, as many as are tried first for it.
+const MAX_OF_ADDRESS: usize = 8;
 
 /// Every key that a listener accepts, the listener's own first.
 #[derive(Debug, Default)]
 pub(crate) struct ListenerKeys {
     keys: Vec<Key>,
     proofs: Vec<Arc<KeyProof>>,
+    tags: Vec<KeyTag>,
+    places: HashMap<KeyTag, usize>,
+    /// Places of the keys whose groups name an address.
+    of_addresses: HashMap<IpAddr, Vec<usize>>,
     /// Number of the listener's own keys.
     own: usize,
 }
 
-/// Keys in use, with their fingerprints. A fingerprint is slow to compute, so that of one key is computed
-/// once for all listeners and reloads. Keeps no key alive: a key that no listener and no request uses is
-/// forgotten.
+/// Keys in use. What was made of a key once, its fingerprint and the states of its hashes, serves all
+/// listeners and reloads. Keeps no key alive: a key that no listener and no request uses is forgotten.
 #[derive(Debug, Default)]
-pub(crate) struct FingerprintCache(Mutex<Vec<Weak<ListenerKeys>>>);
+pub(crate) struct KeysInUse(Mutex<Vec<Weak<ListenerKeys>>>);
 
 /// Reason why a listener's keys can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -93,13 +104,12 @@ impl ListenerKeys {
         groups: &[Group],
         rule: KeyRule,
     ) -> Result<(Self, Vec<KeyNotice>), KeysError> {
-        Self::load_reusing_fingerprints(&FingerprintCache::default(), files, groups, rule)
+        Self::load_reusing(&KeysInUse::default(), files, groups, rule)
     }
 
-    /// Loads every key file of a listener and of all groups; takes the fingerprints of keys in use from the
-    /// cache.
-    pub(crate) fn load_reusing_fingerprints(
-        in_use: &FingerprintCache,
+    /// Loads every key file of a listener and of all groups; a key that is in use is not made anew.
+    pub(crate) fn load_reusing(
+        in_use: &KeysInUse,
         files: &[PathBuf],
         groups: &[Group],
         rule: KeyRule,
@@ -123,9 +133,17 @@ impl ListenerKeys {
             KeyHolder::Listener => "the listener".to_owned(),
             KeyHolder::Group(place) => shown_group(place, &groups[place]),
         };
-        let (keys, notices) = merge(loaded, name, |key| in_use.fingerprint(key));
+        let (mut keys, notices) = merge(loaded, name, &in_use.all());
+        keys.note_addresses(groups);
         exposed.extend(notices);
         Ok((keys, exposed))
+    }
+
+    /// Returns a listener's keys without files.
+    #[cfg(test)]
+    pub(crate) fn of(keys: impl Iterator<Item = Key>) -> Self {
+        let held = |key| HeldKey { holder: KeyHolder::Listener, file: Path::new("/k"), key };
+        merge(keys.map(held).collect(), |_| String::new(), &[]).0
     }
 
     pub(crate) fn all(&self) -> &[Key] {
@@ -146,9 +164,31 @@ impl ListenerKeys {
         self.proofs.get(index?).cloned()
     }
 
-    fn fingerprint_of(&self, key: &Key) -> Option<&str> {
-        let index = self.keys.iter().position(|it| it.is_same(key))?;
-        Some(&self.proofs[index].fingerprint)
+    /// Returns the tag of the key with this index.
+    pub(crate) fn tag(&self, index: usize) -> Option<&KeyTag> {
+        self.tags.get(index)
+    }
+
+    /// Returns the index of the key with this tag.
+    pub(crate) fn place_of(&self, tag: &KeyTag) -> Option<usize> {
+        self.places.get(tag).copied()
+    }
+
+    /// Returns the indices of some keys whose groups name this address.
+    pub(crate) fn of_address(&self, address: IpAddr) -> &[usize] {
+        self.of_addresses.get(&address.to_canonical()).map_or(&[], Vec::as_slice)
+    }
+
+    fn note_addresses(&mut self, groups: &[Group]) {
+        for (place, proof) in self.proofs.iter().enumerate() {
+            let named = proof.groups.iter().filter_map(|it| groups.get(*it)).flat_map(|it| &it.ips);
+            for address in named.filter_map(|it| it.parse::<IpAddr>().ok()) {
+                let of_address = self.of_addresses.entry(address.to_canonical()).or_default();
+                if of_address.len() < MAX_OF_ADDRESS && !of_address.contains(&place) {
+                    of_address.push(place);
+                }
+            }
+        }
     }
 
     /// Returns true if the listener has a key of its own.
@@ -158,16 +198,16 @@ impl ListenerKeys {
 
     /// Returns the fingerprints of the listener's own keys, for the log.
     pub(crate) fn fingerprints(&self) -> String {
-        list(self.proofs[..self.own].iter().map(|it| it.fingerprint.as_str()))
+        shown(self.proofs[..self.own].iter())
     }
 
     /// Returns the fingerprints of the groups' keys, for the log.
     pub(crate) fn group_fingerprints(&self) -> String {
-        list(self.proofs.iter().filter(|it| !it.groups.is_empty()).map(|it| it.fingerprint.as_str()))
+        shown(self.proofs.iter().filter(|it| !it.groups.is_empty()))
     }
 }
 
-impl FingerprintCache {
+impl KeysInUse {
     /// Enters the keys of a listener.
     pub(crate) fn add(&self, keys: &Arc<ListenerKeys>) {
         let mut all = lock(&self.0);
@@ -175,37 +215,43 @@ impl FingerprintCache {
         all.push(Arc::downgrade(keys));
     }
 
-    fn fingerprint(&self, key: &Key) -> String {
-        let all: Vec<_> = lock(&self.0).iter().filter_map(Weak::upgrade).collect();
-        let known = all.iter().find_map(|it| it.fingerprint_of(key));
-        known.map_or_else(|| key.fingerprint(), str::to_owned)
+    /// Returns the keys of all listeners.
+    pub(crate) fn all(&self) -> Vec<Arc<ListenerKeys>> {
+        lock(&self.0).iter().filter_map(Weak::upgrade).collect()
     }
 }
 
-/// Merges equal keys into one, and returns the duplicates as notices. `name` gives the text of a holder.
+/// Merges equal keys into one, and returns the duplicates as notices. `name` gives the text of a holder. A
+/// key that is in use is taken from there.
 fn merge(
     loaded: Vec<HeldKey<'_>>,
     name: impl Fn(KeyHolder) -> String,
-    fingerprint_of: impl Fn(&Key) -> String,
+    in_use: &[Arc<ListenerKeys>],
 ) -> (ListenerKeys, Vec<KeyNotice>) {
-    let mut merged: Vec<(Key, Vec<(KeyHolder, &Path)>)> = Vec::new();
+    let (mut keys, mut all_uses) = (ListenerKeys::default(), Vec::<Vec<(KeyHolder, &Path)>>::new());
     for HeldKey { holder, file, key } in loaded {
-        match merged.iter_mut().find(|(known, _)| known.is_same(&key)) {
-            Some((_, uses)) => uses.push((holder, file)),
-            None => merged.push((key, vec![(holder, file)])),
+        let tag = key.tag();
+        if let Some(place) = keys.place_of(&tag) {
+            all_uses[place].push((holder, file));
+            continue;
         }
+        let same = in_use.iter().find_map(|it| it.keys.get(it.place_of(&tag)?));
+        keys.places.insert(tag, keys.keys.len());
+        keys.tags.push(tag);
+        keys.keys.push(same.cloned().unwrap_or(key));
+        all_uses.push(vec![(holder, file)]);
     }
-    let (mut keys, mut notices) = (ListenerKeys::default(), Vec::new());
-    for (key, uses) in merged {
-        let fingerprint = fingerprint_of(&key);
-        notices.extend(duplicate_key_notices(&fingerprint, &uses, &name));
+    let mut notices = Vec::new();
+    for (key, uses) in keys.keys.iter().zip(all_uses) {
+        if uses.len() > 1 {
+            notices.extend(duplicate_key_notices(&key.fingerprint(), &uses, &name));
+        }
         let listener = uses.iter().any(|(holder, _)| *holder == KeyHolder::Listener);
         let groups = uses.iter().filter_map(|(holder, _)| match holder {
             KeyHolder::Group(place) => Some(*place),
             KeyHolder::Listener => None,
         });
-        keys.proofs.push(Arc::new(KeyProof { fingerprint, listener, groups: groups.collect() }));
-        keys.keys.push(key);
+        keys.proofs.push(Arc::new(KeyProof { key: key.clone(), listener, groups: groups.collect() }));
         // The listener's files come first, and so do its keys.
         keys.own += usize::from(listener);
     }
@@ -223,7 +269,8 @@ fn duplicate_key_notices(
             holders.push(*holder);
         }
     }
-    let files = |of: KeyHolder| list(uses.iter().filter(|(it, _)| *it == of).map(|(_, file)| shown(file)));
+    let files =
+        |of: KeyHolder| list(uses.iter().filter(|(it, _)| *it == of).map(|(_, file)| shown_path(file)));
     let count = |of: KeyHolder| uses.iter().filter(|(it, _)| *it == of).count();
     let mut notices: Vec<_> = holders
         .iter()
@@ -239,6 +286,15 @@ fn duplicate_key_notices(
         notices.push(KeyNotice::Shared { fingerprint: fingerprint.to_owned(), holders });
     }
     notices
+}
+
+/// Returns the fingerprints of keys for the log; of many keys only their number.
+fn shown<'a>(proofs: impl Iterator<Item = &'a Arc<KeyProof>> + Clone) -> String {
+    let count = proofs.clone().count();
+    if count > MANY_KEYS {
+        return format!("{count} keys");
+    }
+    list(proofs.map(|it| it.key.fingerprint()))
 }
 
 fn list<T: AsRef<str>>(items: impl Iterator<Item = T>) -> String {
@@ -339,7 +395,7 @@ mod tests {
         assert!(proof.listener && proof.groups == std::collections::BTreeSet::from([0, 1]));
         let [notice] = &notices[..] else { panic!("{notices:?}") };
         let text = notice.to_string();
-        for part in ["the listener (", "group red (", "group blue (", &proof.fingerprint]
+        for part in ["the listener (", "group red (", "group blue (", &proof.key.fingerprint()]
             .into_iter()
             .chain([&a, &b, &c].map(|it| it.to_str().unwrap()))
         {
@@ -349,22 +405,55 @@ mod tests {
     }
 
     #[test]
-    fn the_fingerprint_of_a_key_in_use_is_not_made_again() {
+    fn a_key_in_use_is_not_made_anew_and_none_is_kept_alive() {
         let scratch = Scratch::new();
         let (a, b) = (scratch.file("a", "one key"), scratch.file("b", "another"));
-        let load = |in_use: &_, file: &PathBuf| {
-            ListenerKeys::load_reusing_fingerprints(in_use, std::slice::from_ref(file), &[], RULE).unwrap().0
+        let load = |in_use: &_, files: &[&PathBuf]| {
+            let files: Vec<_> = files.iter().copied().cloned().collect();
+            ListenerKeys::load_reusing(in_use, &files, &[], RULE).unwrap().0
         };
-        let in_use = FingerprintCache::default();
-        let mut first = load(&in_use, &a);
-        // Told from one that is made.
-        first.proofs = vec![Arc::new(KeyProof { fingerprint: "known".into(), ..KeyProof::default() })];
-        let first = Arc::new(first);
+        let in_use = KeysInUse::default();
+        let first = Arc::new(load(&in_use, &[&a]));
         in_use.add(&first);
-        assert_eq!(load(&in_use, &a).fingerprints(), "known");
-        assert_eq!(load(&in_use, &b).fingerprints(), Key::new(b"another").unwrap().fingerprint());
+        let second = load(&in_use, &[&b, &a]);
+        assert!(second.keys[1].shares_memory(&first.keys[0]));
+        assert!(!second.keys[0].shares_memory(&first.keys[0]));
         drop(first);
-        assert_eq!(load(&in_use, &a).fingerprints(), Key::new(b"one key").unwrap().fingerprint());
+        assert!(in_use.all().is_empty());
+        assert!(!load(&in_use, &[&a]).keys[0].shares_memory(&second.keys[1]));
+    }
+
+    /// Loading and logging a thousand keys makes no fingerprint at all.
+    #[test]
+    fn the_fingerprints_of_many_keys_are_not_made_before_one_is_shown() {
+        let scratch = Scratch::new();
+        let files: Vec<_> =
+            (0..1000).map(|it| scratch.file(&format!("k{it}"), &format!("key {it}"))).collect();
+        let blocks: Vec<_> = files.iter().map(std::slice::from_ref).collect();
+        let names: Vec<_> = (0..1000).map(|it| format!("g{it}")).collect();
+        let refs: Vec<Vec<&PathBuf>> = blocks.iter().map(|it| it.iter().collect()).collect();
+        let all: Vec<(&str, &[&PathBuf])> =
+            names.iter().zip(&refs).map(|(name, files)| (name.as_str(), files.as_slice())).collect();
+        let (keys, notices) = load(&[], &groups(&all)).unwrap();
+        assert!(notices.is_empty());
+        assert_eq!((keys.fingerprints().as_str(), keys.group_fingerprints().as_str()), ("none", "1000 keys"));
+        assert!(keys.all().iter().all(|it| !it.has_fingerprint()));
+        let proof = keys.proof(Some(7)).unwrap();
+        assert_eq!(proof.key.fingerprint(), Key::new(b"key 7").unwrap().fingerprint());
+        assert_eq!(keys.all().iter().filter(|it| it.has_fingerprint()).count(), 1);
+    }
+
+    #[test]
+    fn an_address_leads_to_the_keys_of_its_groups() {
+        let scratch = Scratch::new();
+        let (red, blue) = (scratch.file("red", "red"), scratch.file("blue", "blue"));
+        let mut groups = groups(&[("red", &[&red]), ("blue", &[&blue])]);
+        groups[1].ips = vec!["10.0.0.1".to_owned(), "7".to_owned()];
+        let (keys, _) = load(&[], &groups).unwrap();
+        assert_eq!(keys.of_address("10.0.0.1".parse().unwrap()), [1]);
+        assert_eq!(keys.of_address("::ffff:10.0.0.1".parse().unwrap()), [1]);
+        assert!(keys.of_address("10.0.0.2".parse().unwrap()).is_empty());
+        assert_eq!(keys.place_of(keys.tag(1).unwrap()), Some(1));
     }
 
     #[test]

@@ -27,6 +27,26 @@ pub(crate) const MAX_REDIRECTED: usize = 64;
 /// Time after which such a request can be evicted for a new one.
 pub(crate) const REDIRECTED_GRACE: Duration = Duration::from_millis(300);
 
+/// Keys of a listener that are all tried for each packet at once. Of more keys only the likely ones are, and
+/// a packet that none of them fits waits for the search among all.
+pub(crate) const FEW_KEYS: usize = 16;
+/// Packets that wait for that search; half of the places are for sources without a waiting packet.
+pub(crate) const MAX_SEARCHES: usize = 1024;
+/// Packets of one source that wait for it.
+pub(crate) const MAX_SEARCHES_OF_SOURCE: usize = 16;
+/// Hashes that such searches make in a second: a fifth of a core's time on a common processor.
+pub(crate) const SEARCH_RATE: i64 = 1_000_000;
+/// Hashes that they make in a row, after a time without any.
+pub(crate) const SEARCH_BURST: i64 = 250_000;
+/// Hashes that they make before waiting packets are read again.
+pub(crate) const SEARCH_SLICE: usize = 1024;
+/// Keys that a connection tries before others go on.
+pub(crate) const KEYS_IN_A_ROW: usize = 64;
+/// Sources of one key that are remembered, so that it is tried first for them.
+pub(crate) const MAX_FITTED_SOURCES: usize = 64;
+/// Keys that are remembered for one source.
+pub(crate) const MAX_FITTED_KEYS: usize = 8;
+
 /// Time for a connection to send its 176-byte request. The C daemon waits 1 s.
 pub(crate) const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 /// Connections that the kernel keeps until they are accepted.

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use crate::hypervisor::Hypervisors;
 use crate::listener::StartError;
-use crate::listener::keys::FingerprintCache;
+use crate::listener::keys::KeysInUse;
 use crate::listener::multicast::MulticastReceiver;
 use crate::listener::rules::{CurrentRules, GroupSettings, ListenerRules, same_sockets};
 use crate::listener::serial::Serial;
@@ -34,7 +34,7 @@ const RETRY_PAUSE: Duration = Duration::from_secs(5);
 /// The listeners of the configuration, with their tasks.
 pub(crate) struct ListenerManager {
     context: ListenerContext,
-    keys_in_use: Arc<FingerprintCache>,
+    keys_in_use: Arc<KeysInUse>,
     running: Vec<RunningListener>,
 }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use fence_config::MulticastListener as Settings;
 use fence_net::{MulticastListener as Socket, Scope};
 use fence_wire::{
-    Action, CallBack, ClientRun, HOST_MAGIC, HashType, Received, Request, RequestError, escaped,
+    Action, CallBack, ClientRun, HOST_MAGIC, REQUEST_LEN, Received, RequestError, UnprovedRequest, escaped,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
@@ -25,12 +25,13 @@ use tracing::{debug, info, warn};
 use self::members::GroupMembership;
 use super::StartError;
 use super::admission::{Admission, AdmissionSlot, AdmissionTable, SettledSlot};
+use super::key_search::{FittedKeys, SearchResult, WaitingSearches, among_all, likely};
 use super::rules::{CurrentRules, ListenerRules};
 use crate::listener::auth::PacketProof;
 use crate::listener::conversation::{StreamOwnership, converse};
 use crate::listener::limits::{
     CALL_BACK_LIMIT, CALL_BACK_LIMIT_WITH_OTHERS, MAX_ADDRESSES, MAX_REDIRECTED, MAX_REQUESTS,
-    MAX_REQUESTS_OF_PEER, OWNERS_HEAD_START, RECEIVE_BUFFER, REDIRECTED_GRACE,
+    MAX_REQUESTS_OF_PEER, OWNERS_HEAD_START, RECEIVE_BUFFER, REDIRECTED_GRACE, SEARCH_SLICE,
 };
 use crate::listener::sources::SourceResolver;
 use crate::observe::metrics::ListenerName;
@@ -70,6 +71,10 @@ pub(crate) struct MulticastReceiver {
     /// Slots of requests that name another address to call back than they came from, until that address
     /// answers.
     redirected_callbacks: Arc<AdmissionTable<IpAddr>>,
+    /// Keys that fitted last, by the address that a packet came from.
+    fitted: Mutex<FittedKeys<IpAddr>>,
+    /// Packets that none of their likely keys fits. Only the task that reads takes them.
+    searches: Mutex<WaitingSearches<WaitingPacket>>,
     members: GroupMembership,
     peers: Arc<Peers>,
     /// The way of the messages to other hosts, as long as this listener is there.
@@ -143,6 +148,8 @@ impl MulticastReceiver {
                 MAX_REDIRECTED,
                 REDIRECTED_GRACE,
             ),
+            fitted: Mutex::default(),
+            searches: Mutex::new(WaitingSearches::new(Instant::now())),
             members,
             peers,
             _link: link,
@@ -162,8 +169,11 @@ impl MulticastReceiver {
         let mut datagram = [0; 2048];
         let mut batch = Vec::new();
         loop {
-            if let Err(error) = self.socket.readable().await {
-                self.note_receive_error(&error).await;
+            tokio::select! {
+                readable = self.socket.readable() => if let Err(error) = readable {
+                    self.note_receive_error(&error).await;
+                },
+                () = self.search_due() => {}
             }
             self.is_reading.store(true, Ordering::SeqCst);
             for _ in 0..MAX_BATCH {
@@ -179,10 +189,36 @@ impl MulticastReceiver {
                 }
             }
             self.is_reading.store(false, Ordering::SeqCst);
-            for pending in batch.drain(..) {
+            for pending in batch.drain(..).chain(self.search()) {
                 tokio::spawn(Arc::clone(self).serve(pending));
             }
         }
+    }
+
+    /// Waits until a packet whose key is to be searched for may have its turn.
+    async fn search_due(&self) {
+        let due = lock(&self.searches).due();
+        match due {
+            Some(due) => tokio::time::sleep_until(due.into()).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Searches for the keys of waiting packets, for so short a time that the socket is not kept waiting.
+    fn search(&self) -> Vec<PendingRequest> {
+        let (mut found, mut hashes) = (Vec::new(), 0);
+        let rules = self.rules.now();
+        let keys = &rules.auth.keys;
+        while hashes < SEARCH_SLICE {
+            let next = lock(&self.searches).next(Instant::now(), keys.all().len());
+            let Some(WaitingPacket { packet, from, arrived }) = next else { break };
+            hashes += keys.all().len().max(1);
+            // The rules may be others than when the packet came.
+            let received = UnprovedRequest::take(&packet, rules.minimum)
+                .and_then(|it| it.read_without_hash().unwrap_or_else(|| among_all(&it, keys)));
+            found.extend(self.take_in(&packet, received, from, arrived, Arc::clone(&rules)));
+        }
+        found
     }
 
     async fn note_receive_error(&self, error: &io::Error) {
@@ -197,8 +233,8 @@ impl MulticastReceiver {
         matches!(poll(&mut socket, PollTimeout::ZERO), Ok(0)) && !self.is_reading.load(Ordering::SeqCst)
     }
 
-    /// Takes one datagram in: returns the request that it asks for, if the request is new and gets a slot.
-    /// Counts and logs a datagram that is dropped.
+    /// Takes one datagram in: returns the request that it asks for, if the request is new and gets a slot. A
+    /// datagram that none of its likely keys fits waits for the search among all.
     fn receive(&self, datagram: &[u8], from: SocketAddr) -> Option<PendingRequest> {
         let arrived = Instant::now();
         if datagram.first() == Some(&HOST_MAGIC) {
@@ -206,41 +242,82 @@ impl MulticastReceiver {
             return None;
         }
         let rules = self.rules.now();
-        let pending =
-            self.check(datagram, from, &rules).and_then(|packet| self.accept(&packet, arrived, rules));
-        pending.unwrap_or_else(|dropped| {
-            if dropped.reason == RequestError::FromHost.reason() {
-                // It asks C daemons so, and asks this one by host messages.
-                debug!(peer = %from, "another host asks as a client would");
-                return None;
+        let received = match UnprovedRequest::take(datagram, rules.minimum) {
+            Ok(packet) => {
+                let source = from.ip().to_canonical();
+                let likely = likely(&packet, source, Some(source), &rules.auth.keys, &lock(&self.fitted));
+                let Some(received) = likely else {
+                    self.let_wait(WaitingPacket { packet: *packet.packet(), from, arrived });
+                    return None;
+                };
+                received
             }
-            let name = self.name.now();
-            let detail = match name.strip_prefix(NAME).map(str::trim_start) {
-                Some(place) if !place.is_empty() => format!("{} ({})", dropped.detail, escaped(place)),
-                _ => dropped.detail,
-            };
-            self.service.drops.note(NAME, dropped.reason, &from.ip(), &detail);
+            Err(error) => Err(error),
+        };
+        self.take_in(datagram, received, from, arrived, rules)
+    }
+
+    /// Lets a packet wait for the search among all keys.
+    fn let_wait(&self, packet: WaitingPacket) {
+        let refused = lock(&self.searches).add(packet.from.ip().to_canonical(), packet);
+        if let Some(refused) = refused {
+            let why = "too many packets wait whose key is not known yet";
+            self.service.drops.note(NAME, "keys-not-tried", &refused.from.ip(), &why);
+        }
+    }
+
+    /// Takes in a datagram whose hash was looked at. Counts and logs one that is dropped.
+    fn take_in(
+        &self,
+        datagram: &[u8],
+        received: SearchResult,
+        from: SocketAddr,
+        arrived: Instant,
+        rules: Arc<ListenerRules>,
+    ) -> Option<PendingRequest> {
+        let pending = self
+            .check(datagram, received, from, &rules)
+            .and_then(|packet| self.accept(&packet, arrived, rules));
+        pending.unwrap_or_else(|dropped| {
+            self.note_dropped(&dropped, from);
             None
         })
     }
 
-    /// Decodes a datagram and checks its hash, its call-back address, and that it is no replay.
+    fn note_dropped(&self, dropped: &DroppedDatagram, from: SocketAddr) {
+        if dropped.reason == RequestError::FromHost.reason() {
+            // It asks C daemons so, and asks this one by host messages.
+            return debug!(peer = %from, "another host asks as a client would");
+        }
+        let name = self.name.now();
+        let detail = match name.strip_prefix(NAME).map(str::trim_start) {
+            Some(place) if !place.is_empty() => format!("{} ({})", dropped.detail, escaped(place)),
+            _ => dropped.detail.clone(),
+        };
+        self.service.drops.note(NAME, dropped.reason, &from.ip(), &detail);
+    }
+
+    /// Checks the call-back address of a packet whose hash fits, and that it is no replay.
     fn check(
         &self,
         datagram: &[u8],
+        received: SearchResult,
         from: SocketAddr,
         rules: &ListenerRules,
     ) -> Result<CheckedPacket, DroppedDatagram> {
-        let received = Request::decode(datagram, rules.minimum, rules.auth.keys.all())
-            .map_err(|error| DroppedDatagram::new(error.reason(), &error))?;
+        let received = received.map_err(|error| DroppedDatagram::new(error.reason(), &error))?;
         let Some(call_back) = received.request.call_back else {
             return Err(DroppedDatagram::new("no-call-back", &"the packet names no address to call back"));
         };
         let address =
             callable(call_back, from).map_err(|why| DroppedDatagram::new("call-back-address", &why))?;
         // Packets without a hash carry no random bytes: two of them may be equal and honest.
-        if received.hash != HashType::None && !self.service.is_new(datagram) {
-            return Err(DroppedDatagram::new("replay", &"the very same packet was here before"));
+        if received.key.is_some() {
+            if !self.service.is_new(datagram) {
+                return Err(DroppedDatagram::new("replay", &"the very same packet was here before"));
+            }
+            let source = from.ip().to_canonical();
+            lock(&self.fitted).note(source, received.key, &rules.auth.keys);
         }
         let is_redirected = address.ip().to_canonical() != from.ip().to_canonical();
         Ok(CheckedPacket { received, address, is_redirected })
@@ -527,6 +604,13 @@ impl DroppedDatagram {
     fn new(reason: &'static str, detail: &dyn std::fmt::Display) -> Self {
         Self { reason, detail: detail.to_string() }
     }
+}
+
+/// A packet that waits for the search among all keys.
+struct WaitingPacket {
+    packet: [u8; REQUEST_LEN],
+    from: SocketAddr,
+    arrived: Instant,
 }
 
 /// A packet whose hash fits and that is no replay.

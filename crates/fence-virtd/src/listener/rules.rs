@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use super::StartError;
 use crate::listener::auth::StreamAuth;
-use crate::listener::keys::{FingerprintCache, KeysError, ListenerKeys};
+use crate::listener::keys::{KeysError, KeysInUse, ListenerKeys};
 use fence_core::access::AccessRules;
 
 /// The rules of a listener, loaded.
@@ -37,12 +37,12 @@ pub(crate) struct CurrentRules(RwLock<Arc<ListenerRules>>);
 pub(crate) struct GroupSettings {
     groups: Arc<[Group]>,
     access: Arc<AccessRules>,
-    keys_in_use: Arc<FingerprintCache>,
+    keys_in_use: Arc<KeysInUse>,
     key_rule: KeyRule,
 }
 
 impl GroupSettings {
-    pub(crate) fn new(config: &Config, keys_in_use: &Arc<FingerprintCache>) -> Self {
+    pub(crate) fn new(config: &Config, keys_in_use: &Arc<KeysInUse>) -> Self {
         let groups = config.groups.as_deref();
         Self {
             groups: groups.unwrap_or_default().into(),
@@ -144,7 +144,7 @@ fn keys(
     let unproved = hash == HashType::None && auth == HashType::None;
     let load = |files| {
         let GroupSettings { groups, keys_in_use, key_rule, .. } = groups;
-        let (keys, notices) = ListenerKeys::load_reusing_fingerprints(keys_in_use, files, groups, *key_rule)?;
+        let (keys, notices) = ListenerKeys::load_reusing(keys_in_use, files, groups, *key_rule)?;
         for notice in notices {
             warn!("{notice}");
         }

@@ -9,21 +9,25 @@ use std::fmt::Display;
 use std::future::Future;
 use std::hash::Hash;
 use std::io;
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use fence_wire::{HashType, REQUEST_LEN, Received, Request, escaped};
+use fence_wire::{REQUEST_LEN, Received, UnprovedRequest, escaped};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::time::timeout_at;
 use tracing::debug;
 
-use super::admission::{Admission, AdmissionSlot, AdmissionTable, SettledSlot};
+use super::admission::{Admission, AdmissionSlot, AdmissionTable};
+use super::key_search::{FittedKeys, SearchResult, likely};
 use super::rules::{CurrentRules, ListenerRules};
 use crate::listener::auth::PacketProof;
 use crate::listener::conversation::converse;
-use crate::listener::limits::{MAX_CONNECTIONS, MAX_CONNECTIONS_OF_PEER, REQUEST_LIMIT};
+use crate::listener::keys::ListenerKeys;
+use crate::listener::limits::{KEYS_IN_A_ROW, MAX_CONNECTIONS, MAX_CONNECTIONS_OF_PEER, REQUEST_LIMIT};
 use crate::request::job::Arrival;
 use crate::service::Service;
+use crate::util::locks::lock;
 use fence_core::access::Identity;
 use fence_core::domain::PowerAction;
 
@@ -42,6 +46,11 @@ pub(crate) trait Transport: Send + Sync + 'static {
     /// Returns the next connection, with the peer's address and its whole address for logs.
     fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Self::Peer, String)>> + Send;
 
+    /// Returns the IP address of the peer, where it has one.
+    fn address(_: Self::Peer) -> Option<IpAddr> {
+        None
+    }
+
     /// Returns the proved facts of the peer.
     fn identify(&self, peer: Self::Peer) -> impl Future<Output = Identity> + Send;
 }
@@ -52,12 +61,17 @@ pub(crate) struct StreamListener<T: Transport> {
     service: Arc<Service>,
     rules: Arc<CurrentRules>,
     admissions: Arc<AdmissionTable<T::Peer>>,
+    /// Keys that fitted last, by peers.
+    fitted: Mutex<FittedKeys<T::Peer>>,
+    /// Held by the connection that searches among all keys.
+    search_turn: tokio::sync::Mutex<()>,
 }
 
 impl<T: Transport> StreamListener<T> {
     pub(crate) fn new(transport: T, service: Arc<Service>, rules: Arc<CurrentRules>) -> Arc<Self> {
         let admissions = AdmissionTable::new(MAX_CONNECTIONS, MAX_CONNECTIONS_OF_PEER);
-        Arc::new(Self { transport, service, rules, admissions })
+        let (fitted, search_turn) = (Mutex::default(), tokio::sync::Mutex::default());
+        Arc::new(Self { transport, service, rules, admissions, fitted, search_turn })
     }
 
     /// Serves for ever.
@@ -101,10 +115,13 @@ impl<T: Transport> StreamListener<T> {
             packet = self.read_packet(&mut stream, arrived, &name) => packet,
             () = slot.pushed_out() => return,
         };
+        let Some(packet) = packet else { return };
         let rules = self.rules.now();
-        let Some((slot, received)) = packet.and_then(|it| self.check_packet(&it, &rules, &name, slot)) else {
-            return;
+        let received = tokio::select! {
+            received = self.check_packet(&packet, &rules, peer, &name) => received,
+            () = slot.pushed_out() => return,
         };
+        let Some((received, slot)) = received.and_then(|it| Some((it, slot.settle()?))) else { return };
         let proof = PacketProof::of(&received);
         let Received { request, hash, key, dry_run, .. } = received;
         let job = self.service.accept(Arrival {
@@ -149,15 +166,20 @@ impl<T: Transport> StreamListener<T> {
         None
     }
 
-    /// Decodes the packet and looks for replays, and settles the slot; none for a packet that is dropped.
-    fn check_packet(
+    /// Decodes the packet and looks for replays; none for a packet that is dropped.
+    async fn check_packet(
         &self,
         packet: &[u8; REQUEST_LEN],
         rules: &ListenerRules,
+        peer: T::Peer,
         name: &str,
-        slot: AdmissionSlot<T::Peer>,
-    ) -> Option<(SettledSlot<T::Peer>, Received)> {
-        let received = match Request::decode(packet, rules.minimum, rules.auth.keys.all()) {
+    ) -> Option<Received> {
+        let keys = &rules.auth.keys;
+        let received = match UnprovedRequest::take(packet, rules.minimum) {
+            Ok(packet) => self.find_key(&packet, keys, peer).await,
+            Err(error) => Err(error),
+        };
+        let received = match received {
             Ok(received) => received,
             Err(error) => {
                 self.service.drops.note(T::NAME, error.reason(), &name, &error);
@@ -165,11 +187,33 @@ impl<T: Transport> StreamListener<T> {
             }
         };
         // A packet without a hash proves nothing, so a replay of it gains nothing.
-        if received.hash != HashType::None && !self.service.is_new(packet) {
-            let why = "the very same packet was here before";
-            self.service.drops.note(T::NAME, "replay", &name, &why);
-            return None;
+        if received.key.is_some() {
+            if !self.service.is_new(packet) {
+                let why = "the very same packet was here before";
+                self.service.drops.note(T::NAME, "replay", &name, &why);
+                return None;
+            }
+            lock(&self.fitted).note(peer, received.key, keys);
         }
-        Some((slot.settle()?, received))
+        Some(received)
+    }
+
+    /// Reads the packet by the key that fits. The search among many keys lets others go on meanwhile, and
+    /// only one connection searches at a time.
+    async fn find_key(&self, packet: &UnprovedRequest, keys: &ListenerKeys, peer: T::Peer) -> SearchResult {
+        let found = likely(packet, peer, T::address(peer), keys, &lock(&self.fitted));
+        if let Some(found) = found {
+            return found;
+        }
+        let _turn = self.search_turn.lock().await;
+        for place in 0..keys.all().len() {
+            if place % KEYS_IN_A_ROW == 0 {
+                tokio::task::yield_now().await;
+            }
+            if let Some(found) = packet.read_with(keys.all(), place) {
+                return found;
+            }
+        }
+        Err(packet.no_key_fits())
     }
 }

@@ -58,6 +58,10 @@ impl Transport for TcpTransport {
         Ok((stream, peer.ip().to_canonical(), peer.to_string()))
     }
 
+    fn address(peer: IpAddr) -> Option<IpAddr> {
+        Some(peer)
+    }
+
     async fn identify(&self, peer: IpAddr) -> Identity {
         self.sources.of_ip(peer).await
     }

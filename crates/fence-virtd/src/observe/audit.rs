@@ -290,7 +290,7 @@ fn json(record: &AuditRecord<'_>) -> serde_json::Value {
         "peer": job.peer,
         "source_domain": job.identity.domain.map(|it| it.to_string()),
         "hash": job.hash.name(),
-        "key": job.key.as_ref().map(|it| it.fingerprint.as_str()),
+        "key": job.key.as_ref().map(|it| it.key.fingerprint()),
         "action": job.action.name(),
         "target": job.target.as_str(),
         "domain": domain.map(|it| it.name.as_str()),
@@ -401,7 +401,7 @@ fn log(record: &AuditRecord<'_>) {
     let target = escaped(job.target.as_str());
     let (name, uuid) = domain.map_or(("-", "-".to_owned()), |it| (it.name.as_str(), it.uuid.to_string()));
     let name = escaped(name);
-    let key = job.key.as_ref().map_or("none", |it| it.fingerprint.as_str());
+    let key = job.key.as_ref().map_or_else(|| "none".to_owned(), |it| it.key.fingerprint());
     let source = escaped(job.identity.name.as_deref().unwrap_or("-"));
     let source_uuid = job.identity.domain.map_or_else(|| "-".to_owned(), |it| it.to_string());
     let decision = ended.decision;

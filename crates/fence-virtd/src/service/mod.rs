@@ -412,7 +412,7 @@ impl Service {
             peer: job.peer.clone(),
             source_domain: job.identity.domain.map(|it| it.to_string()),
             hash: job.hash.name().to_owned(),
-            key: job.key.as_ref().map(|it| it.fingerprint.as_str().to_owned()),
+            key: job.key.as_ref().map(|it| it.key.fingerprint()),
             action: job.action.name().to_owned(),
             target: job.target.as_str().to_owned(),
             domain: domain.name.clone(),
