@@ -2,8 +2,13 @@
 """A packet that was recorded is worth nothing, not even after the daemon died and was started again."""
 
 import fcntl
+import hashlib
 import os
+import pathlib
 import signal
+import socket
+import struct
+import subprocess
 import threading
 
 import pytest
@@ -138,3 +143,93 @@ def test_a_daemon_that_is_ending_is_waited_for(stage, daemon, client):
         threading.Timer(1, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
         second = daemon()
     assert "in memory alone" not in second.log and is_on(client, stage)
+
+
+
+def unread(node, port=wire.PORT):
+    """Bytes that wait in the UDP sockets of that port."""
+    with node.entered():
+        rows = pathlib.Path(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/net/udp").read_text().splitlines()[1:]
+    columns = (row.split() for row in rows)
+    return sum(int(it[4].split(":")[1], 16) for it in columns if int(it[1].split(":")[1], 16) == port)
+
+
+def flood(client, host, count, burst=2000):
+    """Sends so many valid packets, no two of which are equal, and no faster than the host reads them."""
+    packet = client.packet(wire.STATUS, "red1")
+    keyed = hashlib.sha256(client.key)
+    with client.node.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, bytes(8) + struct.pack("@i", client.node.interface_index("eth0")))
+        s.connect((wire.GROUP4, wire.PORT))
+        for number in range(count):
+            made = packet[:98] + number.to_bytes(6, "little") + packet[104:112]
+            h = keyed.copy()
+            h.update(made + bytes(64))
+            s.send(made + h.digest() + bytes(32))
+            if number % burst == burst - 1:
+                wait_until(lambda: unread(host) == 0)
+
+
+def test_a_flood_with_another_key(stage, daemon):
+    """Red sends more than a million valid packets of its own: more than the memory has for all keys. Blue's recorded off is not
+    carried out again, though blue proves itself to whoever calls back; nor when blue's key was away for a while, nor after a kill."""
+    def groups(*names):
+        return "groups {" + "".join(f'group {{ name = "{it}"; uuid = "{it}1"; key_file = "{stage.key(it)}"; }}' for it in names) + "}"
+
+    def is_refused():
+        assert blue.multicast(wire.OFF, packet=recorded, timeout=2).kind == "silence"
+        host.wait_log("replay")
+        return is_on(blue, stage, "blue1")
+
+    def reload(old, new):
+        since = len(host.lines)
+        programs.write_config(host.config, host.config.read_text().replace(old, new))
+        host.send_signal(signal.SIGHUP)
+        host.wait_log("the new configuration is in force", since=since)
+
+    settings = {"groups": groups("red", "blue"), "domains": ("red1", "blue1")}
+    host = daemon(**settings)
+    red = wire.FakeClient(stage.guest(2), wire.read_key(stage.key("red")))
+    blue = wire.FakeClient(stage.guest(1), wire.read_key(stage.key("blue")))
+    recorded = blue.packet(wire.OFF, "blue1")
+    assert blue.multicast(wire.OFF, packet=recorded).code == wire.SUCCESS
+    assert blue.multicast(wire.ON, "blue1").code == wire.SUCCESS
+    flood(red, stage.host, 1_050_000)
+    assert red.multicast(wire.STATUS, "red1").code == wire.SUCCESS
+    # Neither generation of all keys has it any more.
+    assert all((host.state / it).stat().st_size < 9_000_000 for it in ("packets", "packets.old"))
+    assert is_refused()
+    reload(groups("red", "blue"), groups("red"))
+    assert blue.multicast(wire.STATUS, "blue1", timeout=1).kind == "silence"
+    reload(groups("red"), groups("red", "blue"))
+    assert is_refused()
+    killed(host)
+    host = daemon(**settings)
+    assert is_refused()
+    assert host.stop() == 0
+    host = daemon(**settings)
+    assert is_refused()
+
+
+def test_a_disk_with_little_room(stage, daemon, tmp_path):
+    """The packets of each key take no room that other files need. It is a warning, and the memory goes on."""
+    state = tmp_path / "small"
+    state.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=15m,mode=700", "small", str(state)], check=True)
+    try:
+        host = daemon(domains=("vm1", "red1"), env={"STATE_DIRECTORY": str(state)})
+        client = wire.FakeClient(stage.guest(1), wire.read_key(stage.key("host")))
+        packet = client.packet(wire.OFF, "vm1")
+        assert client.multicast(wire.OFF, packet=packet).code == wire.SUCCESS
+        assert client.multicast(wire.ON, "vm1").code == wire.SUCCESS
+        flood(client, stage.host, 260_000)
+        host.wait_log(r"the packets of each key can't be written to the state directory: the disk has only \d+ MB left")
+        assert not list(state.glob("packets.kept*"))
+        assert "can't be written down" not in host.log and "accepted packets can't be written" not in host.log
+        killed(host)
+        host = daemon(domains=("vm1", "red1"), env={"STATE_DIRECTORY": str(state)})
+        assert client.multicast(wire.OFF, packet=packet, timeout=2).kind == "silence"
+        assert is_on(client, stage)
+        assert host.stop() == 0
+    finally:
+        subprocess.run(["umount", "-l", str(state)], check=True)

@@ -169,6 +169,11 @@ impl ListenerKeys {
         self.tags.get(index)
     }
 
+    /// Returns the tags of all keys.
+    pub(crate) fn tags(&self) -> &[KeyTag] {
+        &self.tags
+    }
+
     /// Returns the index of the key with this tag.
     pub(crate) fn place_of(&self, tag: &KeyTag) -> Option<usize> {
         self.places.get(tag).copied()

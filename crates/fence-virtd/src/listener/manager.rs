@@ -128,7 +128,15 @@ impl ListenerManager {
                 }
             }
         }
+        manager.share_replay_memory();
         Ok(manager)
+    }
+
+    /// Tells the memory of packets the keys that are in use now. Those of a request that came before a reload
+    /// count until the next one.
+    fn share_replay_memory(&self) {
+        let keys = self.keys_in_use.all();
+        self.context.service.remember_for(keys.iter().flat_map(|it| it.tags()));
     }
 
     /// Changes to another configuration.
@@ -144,6 +152,7 @@ impl ListenerManager {
             changes.push(ChangedListener { settings, name, change });
         }
         self.apply(changes, &groups).await;
+        self.share_replay_memory();
         self.context.announce_listeners(config);
         Ok(())
     }

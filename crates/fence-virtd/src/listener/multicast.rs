@@ -312,8 +312,8 @@ impl MulticastReceiver {
         let address =
             callable(call_back, from).map_err(|why| DroppedDatagram::new("call-back-address", &why))?;
         // Packets without a hash carry no random bytes: two of them may be equal and honest.
-        if received.key.is_some() {
-            if !self.service.is_new(datagram) {
+        if let Some(tag) = received.key.and_then(|it| rules.auth.keys.tag(it)) {
+            if !self.service.is_new(tag, datagram) {
                 return Err(DroppedDatagram::new("replay", &"the very same packet was here before"));
             }
             let source = from.ip().to_canonical();

@@ -187,8 +187,8 @@ impl<T: Transport> StreamListener<T> {
             }
         };
         // A packet without a hash proves nothing, so a replay of it gains nothing.
-        if received.key.is_some() {
-            if !self.service.is_new(packet) {
+        if let Some(tag) = received.key.and_then(|it| keys.tag(it)) {
+            if !self.service.is_new(tag, packet) {
                 let why = "the very same packet was here before";
                 self.service.drops.note(T::NAME, "replay", &name, &why);
                 return None;

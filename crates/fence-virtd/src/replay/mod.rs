@@ -3,6 +3,8 @@
 //! (each has fresh random bytes); an equal packet is a replay.
 //!
 //! One memory for all listeners: a packet that was recorded on one transport must not be replayed on another.
+//! But the last packets of each key are remembered apart: nobody without that key can have them forgotten.
+//!
 //! The memory is on disk too, because a recorded packet stays valid when the daemon restarts. No request may
 //! wait for the disk, and a directory that can't be used costs only the memory of earlier runs.
 //!
@@ -10,14 +12,15 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fence_config::{DEFAULT_STATE_DIR, StateDir};
+use fence_wire::KeyTag;
 use tracing::{info, warn};
 
-use self::memory::{HashKey, PacketHashes};
+use self::memory::{HashKey, MemorySize, PacketHashes};
 use self::store::{OpenedStore, ReplayStore, StoreError};
 use crate::util::locks::lock;
 
@@ -27,6 +30,9 @@ mod store;
 
 /// Packets of one generation. Two generations are kept, and the older one is forgotten as a whole.
 const GENERATION: usize = 500_000;
+/// Packets of one generation of each key alone, which all keys in use share.
+const OF_KEYS: usize = 1_000_000;
+const SIZE: MemorySize = MemorySize { generation: GENERATION, of_keys: OF_KEYS };
 /// Time to open and read the directory at the start.
 const OPEN_LIMIT: Duration = Duration::from_secs(5);
 /// Time to write the last packets when the daemon ends.
@@ -34,7 +40,7 @@ const FINISH_LIMIT: Duration = Duration::from_secs(1);
 
 /// The memory of accepted packets, with its store on disk.
 pub(crate) struct ReplayMemory {
-    packets: Mutex<PacketHashes>,
+    packets: Arc<Mutex<PacketHashes>>,
     store: Option<ReplayStore>,
 }
 
@@ -56,7 +62,8 @@ pub(crate) fn directory(setting: &StateDir, from_systemd: Option<&OsStr>) -> Opt
 impl ReplayMemory {
     /// Returns a memory that ends with the process.
     pub(crate) fn in_memory() -> Result<Self, rand::rngs::SysError> {
-        Ok(Self { packets: Mutex::new(PacketHashes::new(HashKey::random()?, GENERATION)), store: None })
+        let packets = PacketHashes::new(HashKey::random()?, SIZE);
+        Ok(Self { packets: Arc::new(Mutex::new(packets)), store: None })
     }
 
     /// Opens the memory in `directory`. If that fails, logs the reason and goes on in memory alone.
@@ -68,14 +75,13 @@ impl ReplayMemory {
         let shown = fence_cli::shown(directory);
         let since = Instant::now();
         match opened_in_time(directory.to_owned()) {
-            Ok(OpenedStore { key, generations: [old, young], store, remarks }) => {
+            Ok(OpenedStore { packets, store, remarks }) => {
                 for remark in remarks {
                     warn!(directory = %shown, "{remark}");
                 }
-                let packets = PacketHashes::with(key, GENERATION, old, young);
-                let (count, ms) = (packets.len(), since.elapsed().as_millis());
+                let (count, ms) = (lock(&packets).len(), since.elapsed().as_millis());
                 info!(directory = %shown, packets = count, ms, "packets of earlier runs are remembered");
-                Ok(Self { packets: Mutex::new(packets), store: Some(store) })
+                Ok(Self { packets, store: Some(store) })
             }
             Err(error) => {
                 warn!(
@@ -88,13 +94,18 @@ impl ReplayMemory {
         }
     }
 
-    /// Enters a packet whose hash fits. Returns false if the packet is a replay.
-    pub(crate) fn is_new(&self, packet: &[u8]) -> bool {
-        let Some(hash) = lock(&self.packets).note(packet) else { return false };
+    /// Enters a packet of which the key with this tag made the hash. Returns false if the packet is a replay.
+    pub(crate) fn is_new(&self, tag: &KeyTag, packet: &[u8]) -> bool {
+        let Some(record) = lock(&self.packets).note(tag, packet) else { return false };
         if let Some(store) = &self.store {
-            store.note(hash);
+            store.note(record);
         }
         true
+    }
+
+    /// Sets the keys that share the memory from now on.
+    pub(crate) fn set_keys<'a>(&self, tags: impl Iterator<Item = &'a KeyTag>) {
+        lock(&self.packets).set_keys(tags);
     }
 
     /// Returns the number of packets, whether they are on disk too, and the number that the disk did not
@@ -122,7 +133,7 @@ fn opened_in_time(directory: PathBuf) -> Result<OpenedStore, StoreError> {
     let (tell, told) = mpsc::sync_channel(1);
     std::thread::Builder::new()
         .name("replay-open".to_owned())
-        .spawn(move || drop(tell.send(store::open(&directory, GENERATION))))
+        .spawn(move || drop(tell.send(store::open(&directory, SIZE))))
         .map_err(StoreError::Thread)?;
     told.recv_timeout(OPEN_LIMIT).unwrap_or(Err(StoreError::Late(OPEN_LIMIT)))
 }
@@ -130,6 +141,10 @@ fn opened_in_time(directory: PathBuf) -> Result<OpenedStore, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn tag(name: &str) -> KeyTag {
+        fence_wire::Key::new(name.as_bytes()).unwrap().tag()
+    }
 
     #[test]
     fn the_configuration_goes_before_systemd() {
@@ -161,11 +176,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let place = dir.path().join("state");
         let first = kept(&place);
-        assert!(first.is_new(b"one") && first.is_new(b"two") && !first.is_new(b"one"));
+        let (red, blue) = (tag("red"), tag("blue"));
+        assert!(first.is_new(&red, b"one") && first.is_new(&blue, b"two") && !first.is_new(&red, b"one"));
         first.finish();
         drop(first);
         let second = kept(&place);
-        assert!(!second.is_new(b"one") && !second.is_new(b"two") && second.is_new(b"three"));
+        second.set_keys([&blue].into_iter());
+        assert!(!second.is_new(&red, b"one") && !second.is_new(&blue, b"two"));
+        assert!(second.is_new(&red, b"three"));
     }
 
     #[test]
@@ -175,7 +193,7 @@ mod tests {
         std::fs::write(&file, "").unwrap();
         for place in [Some(file.as_path()), Some(&file.join("x")), Some(Path::new("/proc/none")), None] {
             let replays = ReplayMemory::open(place).unwrap();
-            assert!(replays.is_new(b"one") && !replays.is_new(b"one"));
+            assert!(replays.is_new(&tag("red"), b"one") && !replays.is_new(&tag("red"), b"one"));
             replays.finish();
         }
     }

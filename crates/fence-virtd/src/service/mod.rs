@@ -14,7 +14,7 @@ use fence_core::arbiter::{
 };
 use fence_core::domain::{DomainHome, DomainRef, PowerAction, TargetKind};
 use fence_core::intent::{DEVICE_HOME, HYPERVISOR_HOME};
-use fence_wire::{Action, Challenge, ClientRun, FORECAST_UNCERTAIN, Key, Proved, Response};
+use fence_wire::{Action, Challenge, ClientRun, FORECAST_UNCERTAIN, Key, KeyTag, Proved, Response};
 use tokio::sync::Notify;
 use tracing::{debug, warn};
 
@@ -226,9 +226,15 @@ impl Service {
         self.client_timeout
     }
 
-    /// Remembers a packet whose hash fits. Returns whether no listener had it before.
-    pub(crate) fn is_new(&self, packet: &[u8]) -> bool {
-        self.replays.is_new(packet)
+    /// Remembers a packet of which the key with this tag made the hash. Returns whether no listener had it
+    /// before.
+    pub(crate) fn is_new(&self, tag: &KeyTag, packet: &[u8]) -> bool {
+        self.replays.is_new(tag, packet)
+    }
+
+    /// Sets the keys that share the memory of packets.
+    pub(crate) fn remember_for<'a>(&self, tags: impl Iterator<Item = &'a KeyTag>) {
+        self.replays.set_keys(tags);
     }
 
     /// Finds the domain and checks the groups. Reads only; may run before the peer has proved itself.
