@@ -259,7 +259,8 @@ pub(super) fn keys_of_listener(config: &Config) -> Result<Vec<HostsKey>, PeerErr
     let mut keys: Vec<HostsKey> = Vec::new();
     for settings in &of_listeners {
         for key in hosts_keys(config, settings)? {
-            if !keys.iter().any(|it| it.is_same(&key)) {
+            // One more than are used, so that it is said.
+            if keys.len() <= MAX_KEYS && !keys.iter().any(|it| it.is_same(&key)) {
                 keys.push(key);
             }
         }
