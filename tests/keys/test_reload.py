@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from lab import net, programs
+from lab import net, programs, wire
 
 IN_FORCE = "the new configuration is in force"
 REFUSED = "the new configuration is refused, and the old one stays"
@@ -105,6 +105,19 @@ def test_a_bad_file_is_refused_as_a_whole(stage, daemon, reload, what, old, new,
     assert not host.bound("tcp", 4000)
     reload(host, text=good)
     assert status(stage.tcp, "host") == status(stage.multicast, "host") == 0
+
+
+def test_a_listener_that_is_taken_away_closes_its_socket(stage, daemon, reload):
+    """Also while a connection to it is open; so a reload may have the port again at once."""
+    host = daemon()
+    with stage.guest(1).socket() as idle:
+        idle.connect((stage.host.ip, wire.PORT))
+        text = host.config.read_text()
+        reload(host, ('listener = "multicast, tcp"', 'listener = "multicast"'))
+        with stage.guest(2).socket() as late, pytest.raises(ConnectionRefusedError):
+            late.connect((stage.host.ip, wire.PORT))
+        reload(host, text=text)
+        assert status(stage.tcp, "host", guest=2) == 0
 
 
 def test_a_port_that_is_taken(stage, daemon, reload):

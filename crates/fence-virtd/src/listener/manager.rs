@@ -291,8 +291,8 @@ async fn try_open(
             let name = Arc::clone(name);
             Box::pin(MulticastReceiver::start(it, name, service, sources, current, peers)?.run())
         }
-        Settings::Tcp(it) => Box::pin(TcpTransport::start(it, service, sources, current)?.run()),
-        Settings::Vsock(it) => Box::pin(VsockTransport::start(it, service, sources, current)?.run()),
+        Settings::Tcp(it) => Box::pin(TcpTransport::start(it, service, sources, current)?),
+        Settings::Vsock(it) => Box::pin(VsockTransport::start(it, service, sources, current)?),
         Settings::Serial(it) => {
             Box::pin(Serial::start(it, service, &context.hypervisors, current).await?.run())
         }

@@ -38,13 +38,17 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub(crate) trait Transport: Send + Sync + 'static {
     /// Name of the transport in logs and in the configuration.
     const NAME: &'static str;
+    /// The listening socket.
+    type Socket: Send + Sync + 'static;
     /// One connection.
     type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
     /// Address of the peer by which connections are limited: without the port.
     type Peer: Copy + Eq + Hash + Display + Send + Sync + 'static;
 
     /// Returns the next connection, with the peer's address and its whole address for logs.
-    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Self::Peer, String)>> + Send;
+    fn accept(
+        socket: &Self::Socket,
+    ) -> impl Future<Output = io::Result<(Self::Stream, Self::Peer, String)>> + Send;
 
     /// Returns the IP address of the peer, where it has one.
     fn address(_: Self::Peer) -> Option<IpAddr> {
@@ -74,10 +78,11 @@ impl<T: Transport> StreamListener<T> {
         Arc::new(Self { transport, service, rules, admissions, fitted, search_turn })
     }
 
-    /// Serves for ever.
-    pub(crate) async fn run(self: Arc<Self>) {
+    /// Serves for ever. The socket is no part of the listener, which each connection holds: dropped, this
+    /// closes it, whatever still waits.
+    pub(crate) async fn run(self: Arc<Self>, socket: T::Socket) {
         loop {
-            let (stream, peer, name) = match self.transport.accept().await {
+            let (stream, peer, name) = match T::accept(&socket).await {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     // The connection broke before we took it, or the system lacks resources: neither lasts.

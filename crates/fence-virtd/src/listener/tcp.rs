@@ -19,35 +19,35 @@ use crate::request::job::TCP;
 use crate::service::Service;
 use fence_core::access::Identity;
 
-/// A listening TCP socket.
+/// The TCP transport.
 pub(crate) struct TcpTransport {
-    listener: TcpListener,
     sources: Arc<SourceResolver>,
 }
 
 impl TcpTransport {
-    /// Opens the socket. Must run inside the runtime.
+    /// Opens the socket, and returns the serving of it. Must run inside the runtime.
     pub(crate) fn start(
         settings: &Settings,
         service: Arc<Service>,
         sources: Arc<SourceResolver>,
         rules: Arc<CurrentRules>,
-    ) -> Result<Arc<StreamListener<Self>>, StartError> {
+    ) -> Result<impl Future<Output = ()> + Send + use<>, StartError> {
         let address = SocketAddr::new(settings.address, settings.port);
         let listener = listen(address)
             .map_err(|error| StartError::Socket(format!("can't listen at {address}: {error}")))?;
         info!(%address, "listening on TCP");
-        Ok(StreamListener::new(Self { listener, sources }, service, rules))
+        Ok(StreamListener::new(Self { sources }, service, rules).run(listener))
     }
 }
 
 impl Transport for TcpTransport {
     const NAME: &'static str = TCP;
+    type Socket = TcpListener;
     type Stream = TcpStream;
     type Peer = IpAddr;
 
-    async fn accept(&self) -> io::Result<(TcpStream, IpAddr, String)> {
-        let (stream, peer) = self.listener.accept().await?;
+    async fn accept(socket: &TcpListener) -> io::Result<(TcpStream, IpAddr, String)> {
+        let (stream, peer) = socket.accept().await?;
         // Small messages to and fro: none may wait for another.
         stream.set_nodelay(true)?;
         let keepalive = TcpKeepalive::new()

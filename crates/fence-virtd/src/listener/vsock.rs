@@ -15,36 +15,36 @@ use crate::listener::sources::SourceResolver;
 use crate::service::Service;
 use fence_core::access::Identity;
 
-/// A listening vsock socket.
+/// The vsock transport.
 pub(crate) struct VsockTransport {
-    listener: VsockListener,
     sources: Arc<SourceResolver>,
 }
 
 impl VsockTransport {
-    /// Opens the socket. Must run inside the runtime.
+    /// Opens the socket, and returns the serving of it. Must run inside the runtime.
     pub(crate) fn start(
         settings: &Settings,
         service: Arc<Service>,
         sources: Arc<SourceResolver>,
         rules: Arc<CurrentRules>,
-    ) -> Result<Arc<StreamListener<Self>>, StartError> {
+    ) -> Result<impl Future<Output = ()> + Send + use<>, StartError> {
         let port = u32::from(settings.port);
         let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
             .map_err(|error| StartError::Socket(explain(port, &error)))?;
         info!(port, "listening on vsock");
-        Ok(StreamListener::new(Self { listener, sources }, service, rules))
+        Ok(StreamListener::new(Self { sources }, service, rules).run(listener))
     }
 }
 
 impl Transport for VsockTransport {
     const NAME: &'static str = "vsock";
+    type Socket = VsockListener;
     type Stream = VsockStream;
     /// The context id.
     type Peer = u32;
 
-    async fn accept(&self) -> io::Result<(VsockStream, u32, String)> {
-        let (stream, peer) = std::future::poll_fn(|context| self.listener.poll_accept(context)).await?;
+    async fn accept(socket: &VsockListener) -> io::Result<(VsockStream, u32, String)> {
+        let (stream, peer) = std::future::poll_fn(|context| socket.poll_accept(context)).await?;
         Ok((stream, peer.cid(), format!("cid {} port {}", peer.cid(), peer.port())))
     }
 
