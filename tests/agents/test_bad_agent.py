@@ -6,11 +6,12 @@ import dataclasses
 import json
 import pathlib
 import re
+import signal
 
 import pytest
 from lab import net
 
-from .rig import FAILED, OFF, OK, Host
+from .rig import DENIED, FAILED, OFF, OK, Host
 from .zoo import Zoo
 
 #: A password that nobody may see.
@@ -102,6 +103,29 @@ def test_one_that_hangs_holds_up_nobody_else(site, start_host, tmp_path):
         shot.finish()
     # Nobody waits for them any more: the daemon's end is theirs.
     assert all(zoo.power(name) == "on" for name in stuck)
+
+
+def test_what_waits_for_its_device_is_asked_by_the_rules_of_a_reload(site, start_host, tmp_path):
+    """It has its turn and its proof. What runs already ends as it began."""
+    zoo = Zoo(tmp_path / "zoo")
+    stuck = [f"stuck{n}" for n in range(4)]
+    host = start_host([zoo.device("hangs", *stuck, "waits", timeout=6, retries=0)])
+    shots = [site.ask("-o", "off", "-H", name, wait=False) for name in stuck]
+    net.wait_until(lambda: len(zoo.runs("off")) == 4)
+    waits = site.ask("-o", "off", "-H", "waits", wait=False)
+    intents = pathlib.Path(host.daemon.state) / "intents"
+    net.wait_until(lambda: '"target":"waits"' in intents.read_text())
+    with open(host.config, "a") as file:
+        file.write('groups { group { ip = "10.9.9.9"; uuid = "waits"; } }\n')
+    host.daemon.send_signal(signal.SIGHUP)
+    assert waits.finish().rc == DENIED
+    reason = host.wait_records(1, which=lambda it: it["target"] == "waits")[0]["reason"]
+    assert reason.startswith("a reload forbade this request while it waited: "), reason
+    assert len(zoo.left()) == 4, "what was begun goes on"
+    for shot in shots:
+        assert shot.finish().rc == FAILED
+    zoo.wait_nothing_left()
+    assert not zoo.runs("off", "waits") and zoo.power("waits") == "on"
 
 
 @pytest.mark.parametrize("first", ["hangs", "lies", "dies", "denies", "broken", "deaf", "twos"])

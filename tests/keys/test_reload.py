@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """SIGHUP: keys, groups and listeners change while the daemon serves; what can't be is refused as a whole."""
 
+import os
 import re
 import signal
 import socket
@@ -209,3 +210,64 @@ def test_a_signal_that_comes_before_the_start_is_over(stage, daemon, tmp_path):
         host.send_signal(signal.SIGHUP)
         host.wait_log("read anew as soon as the daemon serves", timeout=60)
     host.wait_log(IN_FORCE, timeout=60)
+
+
+class Waiting:
+    """A client whose `off vm1` by TCP has all behind it that comes before the host's challenge."""
+
+    def __init__(self, stage, key, guest):
+        self.key = wire.read_key(stage.key(key))
+        client = wire.FakeClient(stage.guest(guest), self.key)
+        sock = client.node.socket()
+        sock.settimeout(15)
+        sock.connect((stage.host.ip, wire.PORT))
+        self.stream = wire.Stream(sock, 15)
+        self.stream.send(client.packet(wire.OFF, "vm1", address=None))
+        c1 = os.urandom(64)
+        self.stream.send(c1)
+        assert self.stream.recv(64) == wire.digest(wire.SHA256, self.key, c1)
+
+    def answer(self):
+        """The response byte, after the proof."""
+        self.stream.send(wire.digest(wire.SHA256, self.key, self.stream.recv(64)))
+        return self.stream.recv(1)[0]
+
+
+@pytest.mark.parametrize("what, says", [
+    ("key", "its key [0-9a-f]{4} was taken away"),
+    ("group", "the source is in no group"),
+    ("hash", "its packet has hash sha256, and the listener takes none below hmac-sha256"),
+    ("listener", "the listener by which it came was closed or changed"),
+])
+def test_what_waits_is_asked_by_the_new_rules(stage, daemon, reload, what, says):
+    """It has shown its key, and waits behind another request. That one does not prove itself, and ends after 2 s."""
+    host = daemon(keys=("host", "old"))
+    old = f'key_file = "{stage.key("old")}"; '
+    first = Waiting(stage, "host", guest=2)
+    first.stream.recv(64)  # Its turn: from now on it is silent.
+    second = Waiting(stage, "old", guest=1)
+    text = host.config.read_text()
+    reload(host, text={
+        "key": text.replace(old, ""),
+        "group": text + f'groups {{ group {{ ip = "{stage.guest(2).ip}"; uuid = "vm1"; }} }}\n',
+        "hash": text.replace(old, old + 'hash = "hmac-sha256"; '),
+        "listener": text.replace('listener = "multicast, tcp"', 'listener = "multicast"'),
+    }[what])
+    assert second.answer() == 3
+    [record] = host.audited(action="off", decision="denied")
+    assert re.search(f"a reload forbade this request while it waited: {says}", record["reason"]), record
+    host.wait_log(f"a reload forbade this request while it waited: {says}")
+    if what == "listener":
+        reload(host, text=text)
+    assert stage.multicast("host", "-c", "hmac-sha256", "-o", "status", "-H", "vm1", guest=2).rc == 0, "vm1 was fenced"
+
+
+def test_what_waits_and_is_still_allowed_runs(stage, daemon, reload):
+    """The groups are others now, and its own has another place."""
+    host = daemon(groups=f'groups {{ group {{ ip = "{stage.guest(1).ip}"; uuid = "vm1"; }} }}')
+    first = Waiting(stage, "host", guest=1)
+    first.stream.recv(64)
+    second = Waiting(stage, "host", guest=1)
+    reload(host, ("groups {", 'groups { group { ip = "10.9.9.9"; uuid = "vm9"; }'))
+    assert second.answer() == 0
+    assert len(host.audited(action="off", decision="run", result="success")) == 1

@@ -89,6 +89,9 @@ pub enum Rejection {
     /// The client hung up.
     #[error("the client hung up before the turn of the request came")]
     HungUp,
+    /// A reload of the configuration forbade the request.
+    #[error("a reload forbade the request before its turn came")]
+    Forbidden,
     /// [`REQUEST_LIMIT`] is reached.
     #[error("queue full: {REQUEST_LIMIT} requests are under way")]
     QueueFull,
@@ -118,7 +121,12 @@ impl Rejection {
     pub fn is_for_the_client(self) -> bool {
         matches!(
             self,
-            Self::QueueFull | Self::TargetQueueFull | Self::ClaimsFull | Self::HostsApart | Self::TurnLost
+            Self::Forbidden
+                | Self::QueueFull
+                | Self::TargetQueueFull
+                | Self::ClaimsFull
+                | Self::HostsApart
+                | Self::TurnLost
         )
     }
 }

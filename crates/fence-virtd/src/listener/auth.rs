@@ -27,6 +27,11 @@ pub(crate) struct PacketProof {
 }
 
 impl PacketProof {
+    /// Returns the proof of a request without a packet: its transport vouches for the source.
+    pub(crate) fn none() -> Self {
+        Self { key: None, sealed: None }
+    }
+
     pub(crate) fn of(packet: &Received) -> Self {
         Self { key: packet.key, sealed: packet.sealed }
     }

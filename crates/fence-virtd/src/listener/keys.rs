@@ -196,6 +196,11 @@ impl ListenerKeys {
         }
     }
 
+    /// Returns true if the key with this index is one of the listener's own.
+    pub(crate) fn is_own(&self, index: usize) -> bool {
+        index < self.own
+    }
+
     /// Returns true if the listener has a key of its own.
     pub(crate) fn has_own(&self) -> bool {
         self.own > 0

@@ -206,6 +206,9 @@ impl ListenerManager {
                 let name = listener.name.now();
                 info!(listener = %escaped(&name), "ends: the configuration has it no longer");
             }
+            if let Some(rules) = listener.rules.get() {
+                rules.close();
+            }
             listener.end().await;
         }
         for listener in opened {
@@ -216,7 +219,7 @@ impl ListenerManager {
         }
     }
 
-    /// Ends all listeners. Requests in flight go on.
+    /// Ends all listeners. Requests in flight go on, and so do those that wait.
     pub(crate) async fn stop(&mut self) {
         for listener in self.running.drain(..) {
             listener.end().await;

@@ -394,7 +394,7 @@ impl MulticastReceiver {
     }
 
     /// Returns the request of a packet, before it is resolved and granted.
-    fn job(&self, packet: &CheckedPacket, arrived: Instant, rules: &ListenerRules) -> RequestJob {
+    fn job(&self, packet: &CheckedPacket, arrived: Instant, rules: &Arc<ListenerRules>) -> RequestJob {
         let CheckedPacket { received: Received { request, key, hash, dry_run, .. }, address, .. } = packet;
         self.service.accept(Arrival {
             arrived,
@@ -404,6 +404,7 @@ impl MulticastReceiver {
             hash: *hash,
             key: rules.auth.keys.proof(*key),
             access: Arc::clone(&rules.access),
+            rules: Some(self.rules.judge(rules, PacketProof::of(&packet.received), *hash)),
             action: request.action,
             target: request.target.clone(),
             dry_run: dry_run.and_then(PowerAction::of_request),

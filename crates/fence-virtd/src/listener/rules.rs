@@ -2,20 +2,24 @@
 //! The rules of a listener: its keys, the weakest hash that it accepts, and the groups.
 //!
 //! Owns no task. Rules are loaded as a whole before anything is changed, and replaced as a whole while the
-//! listener serves: so no packet is missed at a change of keys or groups. Each request keeps the rules under
-//! which it arrived.
+//! listener serves: so no packet is missed at a change of keys or groups. Each request is taken by the rules
+//! under which it arrived, and judged once more at each change until it has run.
 
-use std::sync::{Arc, RwLock};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use fence_cli::key_file::{KeyFileError, KeyRule};
 use fence_config::{Config, Group, Listener as Settings};
 use fence_wire::HashType;
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::StartError;
-use crate::listener::auth::StreamAuth;
+use crate::listener::auth::{PacketProof, StreamAuth};
 use crate::listener::keys::{KeysError, KeysInUse, ListenerKeys};
-use fence_core::access::AccessRules;
+use crate::request::rules_now::{JudgedAgain, RulesNow};
+use fence_core::access::{AccessRules, KeyProof};
 
 /// The rules of a listener, loaded.
 #[derive(Debug)]
@@ -30,7 +34,21 @@ pub(crate) struct ListenerRules {
 
 /// The rules that are in force now.
 #[derive(Debug)]
-pub(crate) struct CurrentRules(RwLock<Arc<ListenerRules>>);
+pub(crate) struct CurrentRules {
+    rules: watch::Sender<Arc<ListenerRules>>,
+    /// A reload closed the listener: nobody can ask by it any more.
+    is_closed: AtomicBool,
+}
+
+/// Rules under which a request came, and those that are in force now.
+#[derive(Debug)]
+struct ArrivalRules {
+    current: Arc<CurrentRules>,
+    at_arrival: Arc<ListenerRules>,
+    packet: PacketProof,
+    /// Type of the packet's hash.
+    hash: HashType,
+}
 
 /// The `groups` of the configuration, with the keys in use and the rule for key files.
 #[derive(Clone, Debug)]
@@ -55,16 +73,59 @@ impl GroupSettings {
 
 impl CurrentRules {
     pub(crate) fn new(rules: ListenerRules) -> Arc<Self> {
-        Arc::new(Self(RwLock::new(Arc::new(rules))))
+        Arc::new(Self { rules: watch::Sender::new(Arc::new(rules)), is_closed: AtomicBool::new(false) })
     }
 
     pub(crate) fn now(&self) -> Arc<ListenerRules> {
-        Arc::clone(&self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+        Arc::clone(&self.rules.borrow())
     }
 
-    /// Replaces the rules. Requests in flight keep the rules under which they arrived.
+    /// Replaces the rules. Requests that wait are asked by the new ones at once.
     pub(crate) fn replace(&self, rules: ListenerRules) {
-        *self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(rules);
+        self.rules.send_replace(Arc::new(rules));
+    }
+
+    /// Ends the rules with their listener: requests that wait do not run. Not for the end of the daemon,
+    /// which lets them run.
+    pub(crate) fn close(&self) {
+        self.is_closed.store(true, Ordering::SeqCst);
+        self.rules.send_modify(|_| {});
+    }
+
+    /// Returns the judge of a request that came under these rules, as long as it has not run.
+    pub(crate) fn judge(
+        self: &Arc<Self>,
+        at_arrival: &Arc<ListenerRules>,
+        packet: PacketProof,
+        hash: HashType,
+    ) -> Arc<dyn RulesNow> {
+        let (current, at_arrival) = (Arc::clone(self), Arc::clone(at_arrival));
+        Arc::new(ArrivalRules { current, at_arrival, packet, hash })
+    }
+}
+
+impl RulesNow for ArrivalRules {
+    fn judge_again(&self) -> JudgedAgain {
+        if self.current.is_closed.load(Ordering::SeqCst) {
+            return JudgedAgain::Refused("the listener by which it came was closed or changed".to_owned());
+        }
+        let now = self.current.now();
+        if Arc::ptr_eq(&now, &self.at_arrival) {
+            return JudgedAgain::Same;
+        }
+        match now.key_of_earlier(&self.at_arrival, self.packet, self.hash) {
+            Ok(key) => JudgedAgain::Changed { access: Arc::clone(&now.access), key },
+            Err(why) => JudgedAgain::Refused(why),
+        }
+    }
+
+    fn reloaded(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let mut rules = self.current.rules.subscribe();
+        Box::pin(async move {
+            if rules.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        })
     }
 }
 
@@ -91,6 +152,40 @@ impl ListenerRules {
         let keys = Arc::new(keys);
         groups.keys_in_use.add(&keys);
         Ok(Self { minimum, auth: StreamAuth { hash, keys }, access })
+    }
+
+    /// Returns the proof of a request's key, of a request that came under earlier rules.
+    ///
+    /// # Errors
+    /// By these rules the request would not be taken.
+    fn key_of_earlier(
+        &self,
+        earlier: &Self,
+        packet: PacketProof,
+        hash: HashType,
+    ) -> Result<Option<Arc<KeyProof>>, String> {
+        if hash < self.minimum {
+            return Err(format!(
+                "its packet has hash {hash}, and the listener takes none below {}",
+                self.minimum
+            ));
+        }
+        // Sealed streams are proved whatever `auth` says.
+        if packet.sealed.is_none() && earlier.auth.hash < self.auth.hash {
+            let (old, new) = (earlier.auth.hash, self.auth.hash);
+            return Err(format!("it was proved with auth {old}, and the listener asks for {new}"));
+        }
+        let Some(key) = earlier.auth.keys.key(packet.key) else { return Ok(None) };
+        let place = self.auth.keys.place_of(&key.tag());
+        match (packet.key, place) {
+            (Some(_), Some(_)) => Ok(self.auth.keys.proof(place)),
+            // Without a hash in the packet its key is one of the listener's own, or none was asked for.
+            (None, Some(place)) if self.auth.keys.is_own(place) => Ok(None),
+            (None, _) if earlier.auth.hash == HashType::None => Ok(None),
+            _ => {
+                Err(format!("its key {} was taken away", key.fingerprint()))
+            }
+        }
     }
 
     /// Logs the rules, keys as fingerprints.
@@ -171,3 +266,6 @@ fn keys(
 pub(crate) fn have_keys(groups: &[Group]) -> bool {
     !groups.is_empty() && groups.iter().all(|it| !it.key_files.is_empty())
 }
+
+#[cfg(test)]
+mod tests;

@@ -137,6 +137,7 @@ impl<T: Transport> StreamListener<T> {
             hash,
             key: rules.auth.keys.proof(key),
             access: Arc::clone(&rules.access),
+            rules: Some(self.rules.judge(&rules, proof, hash)),
             action: request.action,
             target: request.target,
             dry_run: dry_run.and_then(PowerAction::of_request),

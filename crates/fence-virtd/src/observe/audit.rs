@@ -518,6 +518,7 @@ mod tests {
             transport: "test",
             peer: String::new(),
             identity: fence_core::access::Identity::default(),
+            rules: None,
             hash: fence_wire::HashType::None,
             key: None,
             access: Arc::new(fence_core::access::AccessRules::new(None)),

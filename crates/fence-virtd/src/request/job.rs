@@ -4,12 +4,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fence_core::access::{AccessRules, Identity, KeyProof};
+use fence_core::access::{AccessDecision, AccessRules, AccessSubject, Identity, KeyProof};
 use fence_core::arbiter::{PeerId, RequestSource, SharedResult};
 use fence_core::domain::{ActionError, DomainId, DomainRef, LocatedDomain, PowerAction};
 use fence_core::evidence::ProvedOff;
 use fence_wire::{Action, HashType, HostListEntry, Response, Target};
 
+use crate::request::rules_now::{JudgedAgain, RulesNow};
 use crate::request::trail::AgentRunTrail;
 
 /// Name of the transport on which an address does not tell the machine behind it.
@@ -31,6 +32,8 @@ pub(crate) struct Arrival {
     pub(crate) key: Option<Arc<KeyProof>>,
     /// The groups of the configuration now.
     pub(crate) access: Arc<AccessRules>,
+    /// The rules that judge the request once more at each reload; none where another host judges it.
+    pub(crate) rules: Option<Arc<dyn RulesNow>>,
     /// The action that the client asks for.
     pub(crate) action: Action,
     /// The text that names the domain.
@@ -51,6 +54,7 @@ impl Arrival {
             hash: HashType::None,
             key: None,
             access: Arc::new(AccessRules::new(None)),
+            rules: None,
             action,
             target,
             dry_run: None,
@@ -79,6 +83,8 @@ pub(crate) struct RequestJob {
     pub(crate) key: Option<Arc<KeyProof>>,
     /// The groups of the configuration at the arrival.
     pub(crate) access: Arc<AccessRules>,
+    /// The rules that judge the request once more at each reload; none where another host judges it.
+    pub(crate) rules: Option<Arc<dyn RulesNow>>,
     /// The action that the client asks for.
     pub(crate) action: Action,
     /// The text that names the domain.
@@ -107,6 +113,47 @@ impl RequestJob {
         }
     }
 
+    /// Returns the request as the rules that are in force now have it; none if nothing was reloaded since it
+    /// came.
+    ///
+    /// # Errors
+    /// The rule that forbids it now.
+    pub(crate) fn judged_again(&self, resolved: &ResolvedTarget) -> Result<Option<Self>, String> {
+        let Some(rules) = &self.rules else { return Ok(None) };
+        let (access, key) = match rules.judge_again() {
+            JudgedAgain::Same => return Ok(None),
+            JudgedAgain::Refused(why) => return Err(why),
+            JudgedAgain::Changed { access, key } => (access, key),
+        };
+        let subject = match resolved {
+            ResolvedTarget::Run(Some(located)) => {
+                let DomainRef { uuid, name, .. } = located.domain();
+                Some(AccessSubject::Domain { uuid: *uuid, name })
+            }
+            // Also an off that fails ends a start that is owed.
+            ResolvedTarget::Refused(Refusal::Failure, ..) => Some(AccessSubject::Text(self.target.as_str())),
+            ResolvedTarget::Run(None) | ResolvedTarget::Refused(Refusal::PermissionDenied, ..) => None,
+        };
+        if let Some(subject) = subject
+            && let AccessDecision::Denied(denial) = access.decide(&self.identity, key.as_deref(), subject)
+        {
+            return Err(denial.to_string());
+        }
+        Ok(Some(Self { access, key, ..self.clone() }))
+    }
+
+    /// Waits until a reload forbids the request; for ever where none does.
+    pub(crate) async fn until_forbidden(&self, resolved: &ResolvedTarget) {
+        let Some(rules) = &self.rules else { return std::future::pending().await };
+        loop {
+            let reloaded = rules.reloaded();
+            if self.judged_again(resolved).is_err() {
+                return;
+            }
+            reloaded.await;
+        }
+    }
+
     fn certain_domain(&self) -> Option<DomainId> {
         self.identity.domain.filter(|_| !self.identity.answers_for_others)
     }
@@ -124,7 +171,7 @@ impl RequestJob {
 }
 
 /// Result of the search for the domain and the check of access.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum ResolvedTarget {
     /// The request may run on this domain; none where the action is about no domain.
     Run(Option<LocatedDomain>),
@@ -271,6 +318,13 @@ impl RequestOutcome {
         Self { lapsed: true, ..Self::failed(reason) }
     }
 
+    /// Returns the outcome of a request that the rules of a reload forbid: nothing was done, and another one
+    /// that joined it does the work.
+    pub(crate) fn forbidden_since(why: impl std::fmt::Display) -> Self {
+        let why = format!("a reload forbade this request while it waited: {why}");
+        Self { lapsed: true, ..Self::refused(Refusal::PermissionDenied, why) }
+    }
+
     pub(crate) fn answer(&self) -> &ClientReply {
         &self.answer
     }
@@ -279,7 +333,8 @@ impl RequestOutcome {
         self.reason.as_deref()
     }
 
-    /// Returns whether nothing was done, because the client was gone or its time was up.
+    /// Returns whether nothing was done, because the client was gone, its time was up, or a reload forbade
+    /// it.
     pub(crate) fn has_lapsed(&self) -> bool {
         self.lapsed
     }

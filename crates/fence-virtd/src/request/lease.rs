@@ -52,13 +52,15 @@ impl LeaseCanceller {
     }
 }
 
-/// Reason why nobody waits for a request any more.
+/// Reason why a request must not be carried out any more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum LeaseEndReason {
     /// The client hung up.
     HungUp,
     /// The client sent a newer request.
     Superseded,
+    /// A reload forbade the request. Its client waits for an answer.
+    Forbidden,
 }
 
 /// Signals that all clones of a lease were dropped. After that no action taken under the lease can take
@@ -105,7 +107,7 @@ impl Lease {
         self.until
     }
 
-    /// Ends the lease: nobody waits for the request any more.
+    /// Ends the lease: nobody waits for the request any more, or a reload forbade it.
     pub(crate) fn end(&self, why: LeaseEndReason) {
         self.ended.send_if_modified(|it| it.replace(why).is_none());
     }
@@ -126,12 +128,12 @@ impl Lease {
         LateOffGuard { _alive: self.late_off.clone(), seen: Arc::clone(&self.late_seen) }
     }
 
-    /// Returns the reason why nobody waits for the request any more, once there is one.
+    /// Returns the reason why the lease ended, once it has.
     pub(crate) fn end_reason(&self) -> Option<LeaseEndReason> {
         *self.ended.borrow()
     }
 
-    /// Waits until nobody waits for the request any more.
+    /// Waits until the lease ends before its time.
     pub(crate) async fn ended(&self) -> LeaseEndReason {
         let mut watcher = self.ended.subscribe();
         // The sender lives in `self`, so there is always an end to wait for.
@@ -147,6 +149,7 @@ impl Lease {
             Err(ActionError::Lapsed(match why {
                 LeaseEndReason::HungUp => "the client is gone",
                 LeaseEndReason::Superseded => "the same client asked something newer",
+                LeaseEndReason::Forbidden => "a reload forbade it",
             }))
         } else if Instant::now() >= self.until {
             Err(ActionError::Lapsed("the client's time is up"))

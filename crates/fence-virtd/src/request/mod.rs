@@ -4,4 +4,5 @@
 pub(crate) mod job;
 pub(crate) mod lease;
 pub(crate) mod record;
+pub(crate) mod rules_now;
 pub(crate) mod trail;

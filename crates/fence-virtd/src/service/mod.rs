@@ -108,8 +108,8 @@ impl Service {
 
     /// Makes a request of what a transport received, with a number of its own.
     pub(crate) fn accept(&self, arrival: Arrival) -> RequestJob {
-        let Arrival { arrived, transport, peer, identity, hash, key, access, action, target, dry_run } =
-            arrival;
+        let Arrival { arrived, transport, peer, identity, hash, key, access, rules, .. } = arrival;
+        let Arrival { action, target, dry_run, .. } = arrival;
         // Whatever the packet says: what a question asks about is never the action itself.
         let action = if dry_run.is_some() { Action::Status } else { action };
         let id = self.next_request();
@@ -124,6 +124,7 @@ impl Service {
             hash,
             key,
             access,
+            rules,
             action,
             target,
             dry_run,
@@ -184,25 +185,51 @@ impl Service {
             Err(failure) => return unproved(&failure, stages),
         };
         stages.proved = handshake_stage();
-        let (outcome, is_gone) = match grant {
-            Grant::Coalesced(result) => (RequestOutcome::from(result), false),
-            Grant::Rejected(why) => (RequestOutcome::failed(why), false),
-            Grant::Run(permit) => {
-                let work = self.execute(job, resolved, proof, &permit, &lease);
-                let outcome = watched(link, &lease, work).await;
-                let is_gone = lease.end_reason().is_some();
-                Self::complete(permit, &outcome, lease, released);
-                (outcome, is_gone)
-            }
-        };
+        let granted = self.run_granted(job, grant, resolved, proof, (lease, released), link);
+        let (outcome, is_gone) = granted.await;
         stages.done = Some(StageTimes::since(job.arrived));
         let delivered = link.deliver(job, proven, &outcome, is_gone).await;
         let response = outcome.answer().response();
         record(RequestEnd::Answered { response, reason: outcome.reason(), delivered }, stages);
     }
 
-    /// Waits for the grant as long as the client waits. A grant that is there comes before any sign of the
-    /// client.
+    /// Carries out a request whose client has proved itself, if the rules of now still allow it. Returns the
+    /// outcome, and whether nobody waits for it any more.
+    async fn run_granted<L: ClientLink>(
+        self: &Arc<Self>,
+        job: &RequestJob,
+        grant: Grant<RunPermit>,
+        resolved: ResolvedTarget,
+        proof: Proved,
+        (lease, released): (Lease, LeaseReleased),
+        link: &mut L,
+    ) -> (RequestOutcome, bool) {
+        // As late as the proof: what was reloaded while the request waited is in force for it too.
+        let (permit, changed) = match (grant, job.judged_again(&resolved)) {
+            (Grant::Rejected(Rejection::Forbidden) | Grant::Coalesced(_) | Grant::Run(_), Err(why)) => {
+                return (RequestOutcome::forbidden_since(why), false);
+            }
+            (Grant::Rejected(why), _) => return (RequestOutcome::failed(why), false),
+            (Grant::Coalesced(result), Ok(_)) => return (RequestOutcome::from(result), false),
+            (Grant::Run(permit), Ok(changed)) => (permit, changed),
+        };
+        let job = changed.as_ref().unwrap_or(job);
+        let target = resolved.clone();
+        let work = self.execute(job, resolved, proof, &permit, &lease);
+        let mut outcome = watched(link, &lease, under_the_rules(job, &target, &lease, work)).await;
+        let why = lease.end_reason();
+        if why == Some(LeaseEndReason::Forbidden)
+            && outcome.has_lapsed()
+            && let Err(why) = job.judged_again(&target)
+        {
+            outcome = RequestOutcome::forbidden_since(why);
+        }
+        Self::complete(permit, &outcome, lease, released);
+        (outcome, why.is_some_and(|it| it != LeaseEndReason::Forbidden))
+    }
+
+    /// Waits for the grant as long as the client waits and no reload forbids the request. A grant that is
+    /// there comes before any sign of the client.
     async fn watched_grant<L: ClientLink>(
         &self,
         job: &RequestJob,
@@ -210,7 +237,7 @@ impl Service {
         lease: &Lease,
         link: &mut L,
     ) -> Grant<RunPermit> {
-        let grant = self.wait_for_grant(job, resolved, lease);
+        let grant = under_the_rules(job, resolved, lease, self.wait_for_grant(job, resolved, lease));
         tokio::pin!(grant);
         loop {
             tokio::select! {
@@ -552,11 +579,33 @@ impl Service {
     }
 }
 
-/// Waits until nobody waits for the request any more.
+/// Works to the end. As soon as a reload forbids the request its lease ends: what has not begun does not
+/// begin.
+async fn under_the_rules<T>(
+    job: &RequestJob,
+    resolved: &ResolvedTarget,
+    lease: &Lease,
+    work: impl Future<Output = T>,
+) -> T {
+    tokio::pin!(work);
+    tokio::select! {
+        biased;
+        result = &mut work => return result,
+        () = job.until_forbidden(resolved) => {}
+    }
+    // Of a client that is gone nothing changes.
+    if lease.end_reason().is_none() {
+        lease.end(LeaseEndReason::Forbidden);
+    }
+    work.await
+}
+
+/// Waits until the request must not wait any more.
 async fn until_abandoned(lease: &Lease) -> Rejection {
     match lease.ended().await {
         LeaseEndReason::HungUp => Rejection::HungUp,
         LeaseEndReason::Superseded => Rejection::Superseded,
+        LeaseEndReason::Forbidden => Rejection::Forbidden,
     }
 }
 

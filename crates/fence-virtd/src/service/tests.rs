@@ -7,12 +7,14 @@ use std::time::Instant;
 
 use fence_core::access::{AccessRules, Identity};
 use fence_wire::{Action, HashType, Response, Target};
+use tokio::sync::{oneshot, watch};
 
 use super::*;
 use crate::backend::{Backend, DynBackend, PowerForecast, PowerOffResult};
 use crate::intent::since_boot_ms;
 use crate::intent::store::LeftIntent;
 use crate::request::record::AnswerDelivery;
+use crate::request::rules_now::{JudgedAgain, RulesNow};
 use crate::request::trail::AgentRunTrail;
 use crate::service::cluster_port::{ClusterGrant, ClusterPermit};
 use crate::util::locks::{Mutex, lock};
@@ -142,6 +144,7 @@ fn job(action: Action) -> (RequestJob, ResolvedTarget) {
         hash: HashType::None,
         key: None,
         access: Arc::new(AccessRules::new(None)),
+        rules: None,
         action,
         target: Target::new("b", false).unwrap(),
         dry_run: None,
@@ -260,6 +263,8 @@ async fn a_grant_that_was_lost_before_the_proof_does_nothing() {
 struct Refusing {
     refusals: AtomicUsize,
     starts: AtomicUsize,
+    /// Power-offs that wait for other hosts until their leases end; none may come where this is none.
+    offs: Option<AtomicUsize>,
     /// Verdicts that are to be told, the last one first; then the start stands.
     at_places: Mutex<Vec<StartVerdict>>,
     by_requests: Mutex<Vec<StartVerdict>>,
@@ -281,8 +286,10 @@ impl Backend for Refusing {
         Ok(SeenPower::Off(ProvedOff::from_end(now, &look).unwrap()))
     }
 
-    async fn off(&self, _: &DomainRef, _: bool, _: &Lease) -> Result<PowerOffResult<'_>, ActionError> {
-        panic!("taken down")
+    async fn off(&self, _: &DomainRef, _: bool, lease: &Lease) -> Result<PowerOffResult<'_>, ActionError> {
+        self.offs.as_ref().expect("taken down").fetch_add(1, Ordering::SeqCst);
+        lease.ended().await;
+        Err(lease.check().unwrap_err())
     }
 
     async fn on(&self, _: &DomainRef, _: &Lease) -> Result<(), ActionError> {
@@ -548,4 +555,169 @@ async fn what_is_owed_after_the_request_is_on_disk() {
     in_time(service.until_idle()).await;
     service.intents.finish();
     assert_eq!((owes(), backend.starts.load(Ordering::SeqCst)), (0, 2));
+}
+
+/// A client without a handshake, which gets the response and the reason.
+struct TestLink(Option<oneshot::Sender<(Response, Option<String>)>>);
+
+impl ClientLink for TestLink {
+    const HAS_HANDSHAKE: bool = false;
+    type Opened = ();
+    type Proven = ();
+
+    async fn open(
+        &mut self,
+        _: &RequestJob,
+        _: &Lease,
+        resolving: impl Future<Output = ResolvedTarget> + Send,
+    ) -> (Result<(), ProofFailure>, ResolvedTarget) {
+        (Ok(()), resolving.await)
+    }
+
+    async fn abandoned(&mut self) -> LeaseEndReason {
+        pending().await
+    }
+
+    async fn prove(&mut self, _: &RequestJob, (): ()) -> Result<(Proved, ()), ProofFailure> {
+        Ok((Proved::unauthenticated(), ()))
+    }
+
+    async fn deliver(&mut self, _: &RequestJob, (): (), outcome: &RequestOutcome, _: bool) -> AnswerDelivery {
+        if let Some(it) = self.0.take() {
+            let _ = it.send((outcome.answer().response(), outcome.reason().map(str::to_owned)));
+        }
+        AnswerDelivery::Taken
+    }
+}
+
+/// The rules of a listener, which a reload changes.
+#[derive(Debug)]
+struct ReloadedRules(watch::Sender<JudgedAgain>);
+
+impl ReloadedRules {
+    fn new() -> Arc<Self> {
+        Arc::new(Self(watch::Sender::new(JudgedAgain::Same)))
+    }
+
+    fn reload(&self, judged: &JudgedAgain) {
+        self.0.send_replace(judged.clone());
+    }
+}
+
+impl RulesNow for ReloadedRules {
+    fn judge_again(&self) -> JudgedAgain {
+        self.0.borrow().clone()
+    }
+
+    fn reloaded(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let mut reloads = self.0.subscribe();
+        Box::pin(async move { drop(reloads.changed().await) })
+    }
+}
+
+/// Rules that forbid what they allowed before.
+fn forbidding() -> [JudgedAgain; 2] {
+    let groups = fence_config::load(b"fence_virtd { } groups { group { uuid = \"c\"; } }");
+    let access = Arc::new(AccessRules::new(groups.config.unwrap().groups.as_deref()));
+    [
+        JudgedAgain::Refused("its key 8c58 was taken away".to_owned()),
+        JudgedAgain::Changed { access, key: None },
+    ]
+}
+
+fn still_allowing() -> JudgedAgain {
+    JudgedAgain::Changed { access: Arc::new(AccessRules::new(None)), key: None }
+}
+
+type TestAnswer = oneshot::Receiver<(Response, Option<String>)>;
+
+/// Runs a request whose domain is known. Returns the way of its answer.
+fn ask(service: &Arc<Service>, id: u64, action: Action, rules: Option<&Arc<ReloadedRules>>) -> TestAnswer {
+    let (job, resolved) = job(action);
+    let rules = rules.map(|it| Arc::clone(it) as Arc<dyn RulesNow>);
+    let job = RequestJob { id, rules, ..job };
+    let ((tell, told), service) = (oneshot::channel(), Arc::clone(service));
+    tokio::spawn(async move { service.run_request(&job, Some(resolved), &mut TestLink(Some(tell))).await });
+    told
+}
+
+async fn until(is_so: impl Fn() -> bool) {
+    in_time(async {
+        while !is_so() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+async fn assert_forbidden(answer: TestAnswer) {
+    let (response, reason) = in_time(answer).await.unwrap();
+    let reason = reason.unwrap();
+    assert_eq!(response, Response::PermissionDenied, "{reason}");
+    assert!(reason.starts_with("a reload forbade this request while it waited: "), "{reason}");
+}
+
+/// Nothing was done for it, and another client that joined it is no worse off.
+#[tokio::test]
+async fn a_request_that_waits_for_its_turn_is_asked_by_the_rules_of_a_reload() {
+    let forbidding = forbidding().map(|it| (it, false));
+    for (judged, is_allowed) in [(still_allowing(), true)].into_iter().chain(forbidding) {
+        let (service, backend, _) = recovery(Refusing::default(), Duration::ZERO);
+        let (job, resolved) = job(Action::Off);
+        let first = RequestJob { id: u64::MAX, ..job };
+        let (lease, _released) = Service::lease(&first);
+        let Grant::Run(permit) = in_time(service.wait_for_grant(&first, &resolved, &lease)).await else {
+            panic!("not run")
+        };
+        let rules = ReloadedRules::new();
+        let one = ask(&service, 1, Action::On, Some(&rules));
+        until(|| service.requests_now().1 == 1).await;
+        let two = ask(&service, 2, Action::On, None);
+        until(|| service.requests_now().1 == 2).await;
+        rules.reload(&judged);
+        if is_allowed {
+            permit.finished(Response::Success, None);
+            assert_eq!(in_time(one).await.unwrap().0, Response::Success);
+        } else {
+            // It does not wait for its turn.
+            assert_forbidden(one).await;
+            permit.finished(Response::Success, None);
+        }
+        assert_eq!(in_time(two).await.unwrap().0, Response::Success);
+        assert_eq!(backend.starts.load(Ordering::SeqCst), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_waits_for_the_grant_of_other_hosts_is_asked_by_the_rules_of_a_reload() {
+    for judged in forbidding() {
+        let (service, in_flight) = service(OtherHosts::default());
+        let rules = ReloadedRules::new();
+        let answer = ask(&service, 1, Action::Off, Some(&rules));
+        until(|| in_flight.load(Ordering::SeqCst) == 1).await;
+        rules.reload(&judged);
+        assert_forbidden(answer).await;
+        assert_eq!((in_flight.load(Ordering::SeqCst), service.requests_now()), (0, (0, 0)));
+    }
+}
+
+/// The request has its turn and its proof, and waits for the answer of a host that may have the domain.
+#[tokio::test]
+async fn a_request_that_waits_for_another_host_is_asked_by_the_rules_of_a_reload() {
+    for judged in forbidding() {
+        let backend = Refusing { offs: Some(0.into()), ..Refusing::default() };
+        let (service, backend, _) = recovery(backend, Duration::ZERO);
+        let rules = ReloadedRules::new();
+        let offs = || backend.offs.as_ref().unwrap().load(Ordering::SeqCst);
+        let mut answer = ask(&service, 1, Action::Off, Some(&rules));
+        until(|| offs() == 1).await;
+        rules.reload(&still_allowing());
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert!(answer.try_recv().is_err(), "it is allowed still");
+        rules.reload(&judged);
+        assert_forbidden(answer).await;
+        assert_eq!(service.requests_now(), (0, 0));
+    }
 }

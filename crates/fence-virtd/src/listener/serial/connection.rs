@@ -23,6 +23,7 @@ use tokio::time::timeout_at;
 use tracing::{debug, info, warn};
 
 use crate::hypervisor::inventory::RunningDomain;
+use crate::listener::auth::PacketProof;
 use crate::listener::limits::{FRAME_LIMIT, LINE_BACKOFF, SERIAL_ANSWER_LIMIT};
 use crate::listener::rules::CurrentRules;
 use crate::request::job::{Arrival, ClientReply, RequestJob, RequestOutcome, ResolvedTarget};
@@ -178,6 +179,7 @@ impl SerialConnection {
         writer: &mut OwnedWriteHalf,
     ) -> AfterReply {
         let service = Arc::clone(&self.service);
+        let rules = self.rules.now();
         let job = service.accept(Arrival {
             arrived: Instant::now(),
             transport: NAME,
@@ -185,7 +187,8 @@ impl SerialConnection {
             identity: self.identity.clone(),
             hash: HashType::None,
             key: None,
-            access: Arc::clone(&self.rules.now().access),
+            access: Arc::clone(&rules.access),
+            rules: Some(self.rules.judge(&rules, PacketProof::none(), HashType::None)),
             action: request.action,
             target: request.target,
             dry_run: None,
