@@ -4,6 +4,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import socket
 import stat
 import subprocess
@@ -121,10 +122,53 @@ def test_an_audit_file_on_a_full_disk(setup, tmp_path):
                 filler.write(bytes(4096))
         rc, found = setup.check()
         it = only(found, "audit_log")
-        assert rc == 1 and it["result"] == "failed" and it["text"] == "is on a full disk: records are lost", it
+        assert rc == 1 and it["result"] == "failed" and it["text"] == "is on a full disk: records are in the daemon's log alone", it
         assert "df -h" in it["next"]
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_only_a_regular_file_is_read_as_configuration(setup):
+    """Neither the check nor the daemon waits for a writer, or reads for ever."""
+    fifo, link = setup.directory / "fifo", setup.directory / "zero"
+    os.mkfifo(fifo)
+    link.symlink_to("/dev/zero")
+    for path, kind in [(fifo, "a named pipe (FIFO)"), (link, "a device"), (setup.directory, "a directory")]:
+        says = f"it is {kind}; only a regular file is read"
+        checked = setup.run("--check", "-f", path)
+        assert checked.rc == 1 and f"failed   configuration {path}: can't be read: {says}" in checked.out, checked
+        for args in [["-F"], ["--status"], ["--forget", "all"]]:
+            it = setup.run(*args, "-f", path)
+            assert it.rc == 1 and says in it.err, it
+    setup.write()
+    with open(setup.file, "a") as file:
+        file.truncate(1 << 40)
+    checked = setup.run("--check", "-f", setup.file)
+    assert checked.rc == 1 and "file has more than 1048576 bytes" in checked.out, checked
+
+
+def test_who_can_change_the_configuration(setup):
+    setup.write()
+    setup.file.chmod(0o666)
+    result = setup.run("--check", "-f", setup.file)
+    assert result.rc == 1
+    assert f"failed   configuration {setup.file}: every user of this machine can write it (mode 0666)" in result.out, result
+    assert f"chmod o-w {setup.file}\n" in result.out
+    setup.file.chmod(0o600)
+    os.chown(setup.file, 65534, -1)
+    os.chown(setup.key, 65534, -1)
+    result = setup.run("--check", "-f", setup.file)
+    assert result.rc == 0 and f"warning  configuration {setup.file}: it belongs to the user nobody" in result.out, result
+    assert re.search(f"warning  key {setup.key}: listener .*: the file belongs to the user nobody", result.out), result
+
+
+def test_an_audit_file_that_keeps_nothing(setup):
+    fifo = setup.directory / "audit"
+    os.mkfifo(fifo)
+    setup.write(options=f'audit_log = "{fifo}";')
+    rc, found = setup.check()
+    it = only(found, "audit_log")
+    assert rc == 0 and it["result"] == "warning" and it["text"].startswith("is a named pipe (FIFO)"), it
 
 
 def test_key_files(setup):
@@ -263,8 +307,6 @@ def test_files(setup):
     rc, found = setup.check()
     assert rc == 1 and failed(found) == {"audit_log"}
     assert only(found, "audit_log")["text"] == "its directory does not exist"
-    served = setup.run("-F", "-f", setup.file, "-p", setup.directory / "pid")
-    assert served.rc == 1 and "can't open the audit_log file /nonexistent/audit: No such file" in served.out + served.err
     assert only(found, "state_dir")["result"] == "warning"
     setup.write(options=f'audit_log = "{setup.directory}/audit"; state_dir = "{setup.directory}/kept";')
     (setup.directory / "kept").mkdir(mode=0o777)

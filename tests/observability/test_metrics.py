@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import stat
+import subprocess
 import threading
 
 import pytest
@@ -18,10 +19,10 @@ PAGE = programs.REPOSITORY / "docs" / "metrics.md"
 
 
 @contextlib.contextmanager
-def daemon(setup, endpoint=f"127.0.0.1:{PORT}", **kw):
+def daemon(setup, endpoint=f"127.0.0.1:{PORT}", options="", pidfile=None, **kw):
     """Our fence_virtd with metrics; ended with exit code 0."""
-    setup.write(options=f'metrics = "{endpoint}";', **kw)
-    it = programs.Daemon(setup.stage.host, setup.file, program=VIRTD, ready="tcp", wait=60)
+    setup.write(options=f'metrics = "{endpoint}"; {options}', **kw)
+    it = programs.Daemon(setup.stage.host, setup.file, program=VIRTD, ready="tcp", wait=60, pidfile=pidfile)
     try:
         it.wait_log(r": serving| serving version", timeout=60)
         yield it
@@ -46,7 +47,7 @@ def tcp(setup, *args):
 
 def test_what_was_sent_is_counted(setup, stage):
     groups = 'groups { group { ip = "%s"; uuid = "vm1"; uuid = "vm2"; } }' % stage.guest.ip
-    with daemon(setup, groups=groups) as it:
+    with daemon(setup, groups=groups, options=f'audit_log = "{setup.directory}/audit";') as it:
         before = until(setup, 'fence_virtd_listener_up{listener="multicast"}', 1)
         before = until(setup, 'fence_virtd_listener_up{listener="tcp"}', 1)
         assert not [key for key in before if key.startswith("fence_virtd_requests_total")]
@@ -194,3 +195,66 @@ def test_status_without_a_daemon(setup):
     assert result.rc == 1 and "no daemon answers" in result.err
     result = setup.run("--status", "-f", setup.directory / "none")
     assert result.rc == 1 and "can't read" in result.err
+
+
+def test_a_socket_whose_program_accepts_nothing_costs_the_metrics_alone(setup):
+    path = setup.directory / "metrics"
+    deaf = socket.socket(socket.AF_UNIX)
+    deaf.bind(str(path))
+    deaf.listen(0)
+    waiting = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            waiting.append(socket.socket(socket.AF_UNIX))
+            waiting[-1].setblocking(False)
+            waiting[-1].connect(str(path))
+    try:
+        with daemon(setup, endpoint=f"unix:{path}") as it:
+            it.wait_log("no metrics at .*another program has it, and takes no connection")
+            assert tcp(setup, "-o", "status", "-H", "vm1").rc == 0
+            asked = setup.run("--status", "-f", setup.file)
+            assert asked.rc == 1 and "does not answer within 5 s" in asked.err, asked
+            assert setup.run("--check", "-f", setup.file).rc is not None
+    finally:
+        for it in [deaf, *waiting]:
+            it.close()
+
+
+@contextlib.contextmanager
+def disk(path):
+    """A file system of its own: disk(options) mounts it anew with other options."""
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", path], check=True)
+    try:
+        yield lambda options: subprocess.run(["mount", "-o", f"remount,{options}", path], check=True)
+    finally:
+        subprocess.run(["umount", "--lazy", path], check=True)
+
+
+def test_a_read_only_disk_costs_records_and_no_fence(setup):
+    """At the start, and later: `audit_log`, `state_dir` and the pid file are there."""
+    place = setup.directory / "var"
+    audit = place / "audit"
+    options = f'audit_log = "{audit}"; state_dir = "{place}/state";'
+    with disk(place) as remount:
+        remount("ro")
+        with daemon(setup, options=options, pidfile=place / "pid") as it:
+            it.wait_log(f"can't open the audit file: Read-only file system.*{audit}|{audit}.*can't open the audit file: Read-only")
+            it.wait_log("can't write the pid file .*Read-only file system.*goes on without it")
+            it.wait_log("remembered in memory alone.*Read-only|Read-only.*remembered in memory alone")
+            assert tcp(setup, "-o", "status", "-H", "vm1").rc == 0
+            until(setup, "fence_virtd_audit_records_missing_total", 1)
+            assert metrics.scrape(setup.stage.host)["fence_virtd_audit_log_up"] == 0
+            assert "audit_log: CAN'T BE WRITTEN, 1 record in the log alone" in setup.run("--status", "-f", setup.file).out
+            it.wait_log("target=.?audit|audit.*status vm1")
+            assert len(re.findall("can't open the audit file", it.log)) == 1, "each cause is logged once"
+            checked = setup.run("--check", "-f", setup.file)
+            assert checked.rc == 1
+            assert f"failed   audit_log {audit}: is on a read-only file system: records are in the daemon's log alone" in checked.out
+            assert f"failed   state_dir {place}/state: is on a read-only file system" in checked.out
+            remount("rw")
+            # Nobody asks for it.
+            until(setup, "fence_virtd_audit_log_up", 1)
+            it.wait_log("the audit file takes records again; 1 are in the log alone")
+            assert tcp(setup, "-o", "status", "-H", "vm2").rc == 0
+            assert [record["target"] for record in net.wait_until(lambda: programs.audit_records(audit))] == ["vm2"]

@@ -314,3 +314,35 @@ def test_the_agent_while_it_waits(lab, place, way):
             it.wait()
             os.close(reader)
             os.close(writer)
+
+
+def limited(place, kilobytes):
+    """Our fence_virtd with a limited address space."""
+    program = place / "limited"
+    program.write_text(f'#!/bin/sh\nulimit -v {kilobytes}\nexec {OURS} "$@"\n')
+    program.chmod(0o755)
+    return str(program)
+
+
+@pytest.mark.parametrize("kilobytes", [200_000, 300_000, 600_000])
+def test_a_limited_address_space_costs_calls_and_no_fence(lab, place, kilobytes):
+    """libvirt's libraries abort where they get no memory, and the C library reserves much for each thread that calls them."""
+    (place / "log").mkdir()
+    uri = testdriver.write(place / "domains.xml", ["vm1", "vm2"])
+    file = config(place, {"multicast": '@key@ interface = "eth0";', "tcp": f'@key@ address = "{lab.nodes["host"].ip}"; port = "1230";'}, uri)
+    with programs.Daemon(lab.nodes["host"], file, program=limited(place, kilobytes), ready="udp") as it:
+        it.wait_log(" serving")
+        for action in ("status", "off", "on", "reboot", "list"):
+            assert agent(lab, place, "-o", action, "-H", "vm1").rc == 0, it.log
+        ask = f'{programs.OURS_DIR / "fence_virt"} -T {lab.nodes["host"].ip} -p 1230 -k {place / "key"} -H vm1'
+        at_once = f"for n in $(seq 40); do for a in status list; do {{ {ask} -o $a >&2; echo $?; }} & done; done; wait"
+        asked = lab.nodes["guest"].popen(["sh", "-c", at_once], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert asked.communicate(timeout=120)[0] == "0\n" * 80, it.log
+        it.wait_log("the address space of this process is limited .*: at most [0-9]+ calls to libvirt at once")
+
+
+def test_an_address_space_that_is_not_enough_is_the_reason(lab, place):
+    (place / "log").mkdir()
+    file = config(place, {"tcp": "@key@"}, testdriver.write(place / "domains.xml", ["vm1"]))
+    it = programs.run_daemon(lab.nodes["host"], "-F", "-f", file, program=limited(place, 180_000))
+    assert it.rc == 1 and "limited to 175 MiB (ulimit -v, LimitAS=)" in it.out + it.err, it

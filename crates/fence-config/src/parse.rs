@@ -23,7 +23,7 @@ pub(crate) fn parse(source: &[u8], findings: &mut Findings) -> Tree {
         findings.error(
             DiagnosticCode::FileTooLong,
             Span::default(),
-            format!("the file has {} bytes; the limit is {MAX_FILE_SIZE}", source.len()),
+            format!("the file has more than {MAX_FILE_SIZE} bytes, the limit of a configuration"),
             None,
         );
         let node = Node::Junk(source.to_vec());

@@ -40,5 +40,5 @@ pub use domain::{Domain, DomainState, DomainState as State};
 pub use error::{Error, ErrorKind};
 pub use event::{CloseReason, EventSubscription, LifecycleEvent, LifecycleKind};
 pub use ordinary::{OrdinaryConnection, OrdinaryDomain, XmlKind};
-pub use runtime::{init, leave};
+pub use runtime::{init, leave, share_memory_of_threads};
 pub use uuid::{ParseUuidError, Uuid};

@@ -37,8 +37,23 @@ pub fn leave(code: u8) -> ! {
     unsafe { _exit(code.into()) }
 }
 
+/// Lets all threads share one heap from now on. For a process whose address space is limited: the C library
+/// reserves 64 MiB for each heap, and libvirt's libraries abort the process where they get no memory.
+pub fn share_memory_of_threads() {
+    /// `M_ARENA_MAX` of malloc.h.
+    #[cfg(target_env = "gnu")]
+    const ARENA_MAX: c_int = -8;
+    #[cfg(target_env = "gnu")]
+    // SAFETY: changes a number under the allocator's own lock; may be called at any time on any thread.
+    unsafe {
+        mallopt(ARENA_MAX, 1);
+    }
+}
+
 unsafe extern "C" {
     fn _exit(status: c_int) -> !;
+    #[cfg(target_env = "gnu")]
+    fn mallopt(parameter: c_int, value: c_int) -> c_int;
 }
 
 /// Connection to close, with the call-backs to remove from it before.

@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use fence_cli::config_file;
 use fence_cli::key_file::{self, KeyFileError, KeyRule, LoadedKey};
 use fence_cli::shown;
 use fence_config::{Config, Peers};
@@ -14,11 +15,14 @@ use fence_wire::HashType;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::sys::statvfs::statvfs;
-use nix::unistd::{AccessFlags, faccessat};
+use nix::unistd::{AccessFlags, faccessat, geteuid};
 
-use super::finding::Finding;
+use super::finding::{Finding, USER};
 use crate::listener::keys::{KeyNotice, ListenerKeys, shown_group};
 use crate::listener::rules::have_keys;
+
+/// Step after the disk of the audit file is well again.
+const MENDS_ITSELF: &str = "the daemon opens the file by itself, at once after SIGHUP";
 
 /// Checks every key file once, those of groups too, and reports keys that stand for more than one.
 pub(super) fn keys(config: &Config) -> Vec<Finding> {
@@ -106,20 +110,18 @@ pub(super) fn state(directory: Option<&Path>) -> Finding {
                 next,
             )
         }
-        Ok(_) => {
-            let lost = "moves, other hosts and orders under way are not remembered over a restart";
-            let wrong = wrong_disk(writing(directory), is_full(directory), lost);
-            wrong.map_or_else(
-                || match may_write(directory) {
-                    true => Finding::ok(CHECK, shown(directory), "writable"),
-                    false => Finding::warning(CHECK, shown(directory), "not writable for this user", next),
-                },
-                |(text, next)| Finding::failed(CHECK, shown(directory), text, next),
-            )
-        }
+        Ok(_) => wrong_state_disk(directory).map_or_else(
+            || match may_write(directory) {
+                true => Finding::ok(CHECK, shown(directory), "writable"),
+                false => Finding::warning(CHECK, shown(directory), "not writable for this user", next),
+            },
+            |(text, next)| Finding::failed(CHECK, shown(directory), text, next),
+        ),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let above = directory.ancestors().skip(1).find(|it| it.exists());
-            if above.is_some_and(|it| it.is_dir() && may_write(it)) {
+            let above = directory.ancestors().skip(1).find(|it| it.is_dir());
+            if let Some((text, next)) = above.and_then(wrong_state_disk) {
+                Finding::failed(CHECK, shown(directory), text, next)
+            } else if above.is_some_and(may_write) {
                 Finding::ok(CHECK, shown(directory), "is made when the daemon starts")
             } else {
                 Finding::warning(CHECK, shown(directory), "does not exist, and this user can't make it", next)
@@ -129,16 +131,28 @@ pub(super) fn state(directory: Option<&Path>) -> Finding {
     }
 }
 
+/// Returns why nobody at all can write to the state directory, or to the one in which it would be made.
+fn wrong_state_disk(directory: &Path) -> Option<(String, String)> {
+    let lost = "moves, other hosts and orders under way are not remembered over a restart";
+    wrong_disk(writing(directory), is_full(directory), lost, "restart fence_virtd")
+}
+
 /// Returns why nobody at all can write to a directory or file, with what is lost by that, and the next step.
-fn wrong_disk(writing: Result<(), Errno>, is_full: bool, lost: &str) -> Option<(String, &'static str)> {
+/// `after` is the step after the disk is well again.
+fn wrong_disk(
+    writing: Result<(), Errno>,
+    is_full: bool,
+    lost: &str,
+    after: &str,
+) -> Option<(String, String)> {
     match writing {
         Err(Errno::EROFS) => Some((
             format!("is on a read-only file system: {lost}"),
-            "look for an error of the disk (dmesg), make it writable again, and restart fence_virtd",
+            format!("look for an error of the disk (dmesg), and make it writable again; then {after}"),
         )),
         _ if is_full => Some((
             format!("is on a full disk: {lost}"),
-            "make room there (df -h, df -i); if fence_virtd was started meanwhile, restart it",
+            format!("make room there (df -h, df -i); then {after}"),
         )),
         _ => None,
     }
@@ -151,9 +165,10 @@ fn is_full(directory: &Path) -> bool {
     })
 }
 
-/// Checks whether the daemon can write its audit file. The daemon does not start without it.
+/// Checks whether the daemon can write its audit file. Without it the records are in the log alone.
 pub(super) fn audit_log(file: &Path) -> Finding {
     const CHECK: &str = "audit_log";
+    const LOST: &str = "records are in the daemon's log alone";
     let failed = |text: String| {
         let next = "make its directory, writable for the daemon's user, or name another file in the \
                     fence_virtd block";
@@ -162,15 +177,25 @@ pub(super) fn audit_log(file: &Path) -> Finding {
     match fs::metadata(file) {
         Ok(it) if it.is_dir() => failed("is a directory".to_owned()),
         Ok(it) if it.file_type().is_socket() => failed("is a socket".to_owned()),
+        Ok(it) if let Some(kind) = config_file::kind_of(it.file_type()) => {
+            let text = format!("is {kind}: it keeps no record, and what nobody reads from it is lost");
+            Finding::warning(CHECK, shown(file), text, "name a regular file in the fence_virtd block")
+        }
         Ok(it)
             if it.is_file()
-                && let Some((text, next)) = wrong_disk(writing(file), is_full(file), "records are lost") =>
+                && let Some((text, next)) = wrong_disk(writing(file), is_full(file), LOST, MENDS_ITSELF) =>
         {
             Finding::failed(CHECK, shown(file), text, next)
         }
         Ok(_) if may_write(file) => Finding::ok(CHECK, shown(file), "writable"),
         Ok(_) => failed("not writable for this user".to_owned()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => match file.parent() {
+            Some(it)
+                if it.is_dir()
+                    && let Some((text, next)) = wrong_disk(writing(it), is_full(it), LOST, MENDS_ITSELF) =>
+            {
+                Finding::failed(CHECK, shown(file), text, next)
+            }
             Some(it) if it.is_dir() && may_write(it) => {
                 Finding::ok(CHECK, shown(file), "is made when the daemon starts")
             }
@@ -201,18 +226,25 @@ pub(super) fn metrics(socket: &Path) -> Finding {
 
 /// Returns the finding about a key file. The daemon may use a key that every user can read; the administrator
 /// must not.
-fn key(file: &Path, loaded: Result<LoadedKey, KeyFileError>, owner: &str) -> Finding {
+fn key(file: &Path, loaded: Result<LoadedKey, KeyFileError>, owner_of_key: &str) -> Finding {
     let failed = |text: &str| {
         // What is wrong; and then, behind the first semicolon, what to do.
         let (text, next) = text.split_once("; ").unwrap_or((text, "see keys.md"));
-        Finding::failed("key", shown(file), format!("{owner}: {text}"), next)
+        Finding::failed("key", shown(file), format!("{owner_of_key}: {text}"), next)
     };
     match loaded {
         Ok(LoadedKey { exposed: Some(exposed), .. }) => failed(&exposed.to_string()),
         Ok(LoadedKey { key, exposed: None }) => {
-            let mode = fs::metadata(file).map_or(0, |it| it.mode() & 0o7777);
+            let (mode, owner) = fs::metadata(file).map_or((0, 0), |it| (it.mode() & 0o7777, it.uid()));
+            // The daemon's own user may have it too.
+            if let Some(user) = config_file::stranger(owner, geteuid()).filter(|it| it != USER) {
+                let text = format!(
+                    "{owner_of_key}: the file belongs to the user {user}, who can read and change it"
+                );
+                return Finding::warning("key", shown(file), text, format!("chown root {}", shown(file)));
+            }
             let text = format!(
-                "{owner}, {} bytes, mode {mode:04o}, fingerprint {}",
+                "{owner_of_key}, {} bytes, mode {mode:04o}, fingerprint {}",
                 key.length(),
                 key.fingerprint()
             );
@@ -253,7 +285,7 @@ mod tests {
 
     #[test]
     fn a_disk_that_nobody_can_write_is_a_fault() {
-        let told = |writing, is_full| wrong_disk(writing, is_full, "lost").map(|it| it.0);
+        let told = |writing, is_full| wrong_disk(writing, is_full, "lost", "rest").map(|it| it.0);
         assert!(told(Err(Errno::EROFS), true).is_some_and(|it| it.contains("read-only")));
         assert!(told(Ok(()), true).is_some_and(|it| it.contains("full disk")));
         assert_eq!([Ok(()), Err(Errno::EACCES)].map(|it| told(it, false)), [None, None]);
@@ -300,6 +332,11 @@ mod tests {
     #[test]
     fn an_audit_file_needs_its_directory() {
         let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let found = audit_log(&fifo);
+        assert_eq!(found.result, FindingLevel::Warning);
+        assert!(found.text.contains("is a named pipe (FIFO)"), "{}", found.text);
         assert_eq!(audit_log(&dir.path().join("audit")).result, FindingLevel::Ok);
         assert_eq!(audit_log(&dir.path().join("none/audit")).result, FindingLevel::Failed);
         assert_eq!(audit_log(dir.path()).result, FindingLevel::Failed);

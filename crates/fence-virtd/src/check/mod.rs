@@ -23,12 +23,13 @@ mod network;
 mod running;
 mod sockets;
 
-use std::fs;
+use std::io;
 use std::io::Write as _;
 use std::path::Path;
 
+use fence_cli::config_file::{self, ConfigText};
 use fence_cli::shown;
-use fence_config::{Backend, BackendKind, Config, MetricsAddress, Severity};
+use fence_config::{Backend, BackendKind, Config, MAX_FILE_SIZE, MetricsAddress, Severity};
 use fence_sandbox::State;
 use nix::unistd::geteuid;
 
@@ -50,7 +51,7 @@ pub(crate) fn run(file: &Path, json: bool) -> u8 {
     } else {
         findings.iter().map(Finding::lines).collect()
     };
-    if std::io::stdout().write_all(text.as_bytes()).is_err()
+    if io::stdout().write_all(text.as_bytes()).is_err()
         || findings.iter().any(|it| it.result == FindingLevel::Failed)
     {
         return FAILURE;
@@ -59,13 +60,14 @@ pub(crate) fn run(file: &Path, json: bool) -> u8 {
 }
 
 fn all(file: &Path) -> Vec<Finding> {
-    let source = fs::read(file);
-    let (config, mut found) = configuration(file, &source);
+    let read = config_file::read(file, MAX_FILE_SIZE);
+    let (config, mut found) = configuration(file, &read);
+    let source = read.map(|it| it.source).unwrap_or_default();
     found.push(user());
     let Some(config) = config else { return found };
     let state = replay::directory(&config.daemon.state_dir, std::env::var_os("STATE_DIRECTORY").as_deref());
     let running = RunningDaemon::look(&config, state.as_deref());
-    found.extend(running.findings(&config, file, source.as_deref().unwrap_or_default()));
+    found.extend(running.findings(&config, file, &source));
     found.extend(files::keys(&config));
     found.extend(network::interfaces(&config));
     found.extend(network::snooping(&config, Path::new("/sys/class/net")));
@@ -113,11 +115,11 @@ fn is_built_in(backend: &Backend) -> bool {
     }
 }
 
-fn configuration(file: &Path, source: &std::io::Result<Vec<u8>>) -> (Option<Config>, Vec<Finding>) {
+fn configuration(file: &Path, read: &io::Result<ConfigText>) -> (Option<Config>, Vec<Finding>) {
     const CHECK: &str = "configuration";
     let shown = shown(file);
-    let source = match source {
-        Ok(source) => source,
+    let ConfigText { source, doubt } = match read {
+        Ok(read) => read,
         Err(error) => {
             let next = "name the file with -f, make one with: fence_virtd -c";
             return (None, vec![Finding::failed(CHECK, shown, format!("can't be read: {error}"), next)]);
@@ -138,6 +140,10 @@ fn configuration(file: &Path, source: &std::io::Result<Vec<u8>>) -> (Option<Conf
             excerpt: Some(it.render(&shown, source)),
         })
         .collect();
+    found.extend(doubt.as_ref().map(|it| match it.is_of_everybody() {
+        true => Finding::failed(CHECK, shown.clone(), it.to_string(), it.remedy()),
+        false => Finding::warning(CHECK, shown.clone(), it.to_string(), it.remedy()),
+    }));
     if let Some(config) = &loaded.config {
         let names: Vec<_> = config.listeners.iter().map(|it| config.name_of(it)).collect();
         let listeners = words(names.iter().map(String::as_str));

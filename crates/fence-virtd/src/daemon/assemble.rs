@@ -63,10 +63,7 @@ pub(super) async fn assemble(
     endpoint: Option<Endpoint>,
     wait: bool,
 ) -> Result<ServingDaemon, DaemonError> {
-    let file = config.daemon.audit_log.as_deref();
-    let failed =
-        |source| DaemonError::Audit { path: file.map_or_else(String::new, fence_cli::shown), source };
-    let audit = Audit::open(file).map_err(failed)?;
+    let audit = Audit::open(config.daemon.audit_log.as_deref())?;
     let setup = backend(config, &known, wait).await?;
     // What an earlier daemon owes is known before anybody is told anything.
     left.intents.iter().for_each(|it| drop(intents.adopt(it)));
@@ -130,6 +127,16 @@ pub(super) async fn assemble(
     }
     Ok(ServingDaemon { service, listeners, tasks, exporter: for_summary, other_hosts, peers })
 }
+
+/// Lets all threads share one heap from now on, where a library aborts without memory.
+#[cfg(feature = "libvirt")]
+pub(super) fn spare_address_space() {
+    libvirt_host::share_memory_of_threads();
+}
+
+/// Changes nothing: no library here aborts without memory.
+#[cfg(not(feature = "libvirt"))]
+pub(super) fn spare_address_space() {}
 
 /// The corosync groups, opened but not served yet.
 #[derive(Default)]

@@ -11,6 +11,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
+use tracing::warn;
 
 use crate::cli::exit_code::{FAILURE, SUCCESS};
 
@@ -61,7 +62,11 @@ pub(crate) fn ready() -> io::Result<()> {
     let mut stdout = io::stdout();
     stdout.write_all(READY)?;
     stdout.flush()?;
-    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    // Without it the streams of the caller stay open, and nothing else is lost.
+    let Ok(null) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null") else {
+        warn!("/dev/null can't be opened: the standard streams of the caller stay open");
+        return Ok(());
+    };
     dup2_stdin(null.as_fd())?;
     dup2_stdout(null.as_fd())?;
     // A log file stays open; a terminal or a pipe of the caller is closed.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The reasons why the daemon does not serve. Owns their texts, which say what to look at.
 
+use super::address_space::TooLittleMemory;
 use super::pid_file::PidFileError;
 use crate::listener::manager::ListenerError;
 use crate::peers::PeerError;
@@ -15,13 +16,13 @@ pub(super) enum DaemonError {
     #[error(transparent)]
     PidFile(#[from] PidFileError),
     #[error(transparent)]
+    Memory(#[from] TooLittleMemory),
+    #[error(transparent)]
     Peers(#[from] PeerError),
     #[error(transparent)]
     Listener(#[from] ListenerError),
     #[error("backend libvirt: {0}; -w waits for it; fence_virtd --check says more")]
     Backend(String),
-    #[error("can't open the audit_log file {path}: {source}; fence_virtd --check says what it lacks")]
-    Audit { path: String, source: std::io::Error },
     #[error("no random bytes: {0}")]
     Random(#[from] rand::rngs::SysError),
     #[error("{0}")]

@@ -5,11 +5,11 @@
 //! errors, or with listeners that can't all start, changes nothing.
 
 use std::fmt;
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use fence_config::{Config, DaemonSection, Peers as PeersKey, Severity};
+use fence_cli::config_file::{self, ConfigText};
+use fence_config::{Config, DaemonSection, MAX_FILE_SIZE, Peers as PeersKey, Severity};
 use tracing::{error, info, warn};
 
 use super::error::DaemonError;
@@ -154,7 +154,12 @@ fn keep_what_can_run(started: &Config, config: &Config, new: &mut Config) {
 /// Reads the configuration and hands each error and warning to `report`.
 fn load(path: &Path, report: &mut dyn FnMut(Severity, String)) -> Result<ReadConfig, DaemonError> {
     let shown = fence_cli::shown(path);
-    let source = fs::read(path).map_err(|source| DaemonError::Config { path: shown.clone(), source })?;
+    let ConfigText { source, doubt } = config_file::read(path, MAX_FILE_SIZE)
+        .map_err(|source| DaemonError::Config { path: shown.clone(), source })?;
+    if let Some(doubt) = doubt {
+        let text = format!("{shown}: {doubt}. It is used all the same; {}", doubt.remedy());
+        report(Severity::Warning, text);
+    }
     let loaded = fence_config::load(&source);
     for diagnostic in &loaded.diagnostics {
         report(diagnostic.severity, diagnostic.render(&shown, &source));

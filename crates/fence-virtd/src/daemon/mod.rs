@@ -4,6 +4,7 @@
 //! `run` is one task that starts everything and waits for signals; the log writer is one thread. Must never
 //! import `check` or `configure`.
 
+mod address_space;
 mod assemble;
 mod daemonise;
 mod error;

@@ -12,12 +12,12 @@ use fence_config::{Backend as BackendSettings, Config};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing::{error, info, warn};
 
-use super::assemble::{ServingDaemon, assemble};
+use super::assemble::{ServingDaemon, assemble, spare_address_space};
 use super::error::DaemonError;
 use super::load::{ReadConfig, ReloadResult};
-use super::pid_file::PidFile;
+use super::pid_file::{PidFile, PidFileError};
 use super::signals::{SignalAction, Signals};
-use super::{daemonise, exposed, in_use, load, log, notify, sandbox};
+use super::{address_space, daemonise, exposed, in_use, load, log, notify, sandbox};
 use crate::cli::exit_code::{FAILURE, SUCCESS};
 use crate::cli::options::{Options, PID_FILE};
 use crate::cli::print::print_error;
@@ -36,8 +36,6 @@ const LAST_REQUESTS: Duration = Duration::from_secs(5);
 const LAST_STARTS: Duration = Duration::from_secs(20);
 /// Pause between two looks at what is owed.
 const OWED_PAUSE: Duration = Duration::from_millis(50);
-/// Threads for calls to libvirt, which wait most of their time.
-const BLOCKING_THREADS: usize = 512;
 
 /// Serves until a signal ends the daemon, and returns the exit code.
 pub(crate) fn run(options: &Options) -> u8 {
@@ -86,9 +84,10 @@ fn prepare(options: &Options) -> Result<StartMode, DaemonError> {
 fn serve(options: &Options, read: &ReadConfig) -> Result<(), DaemonError> {
     let config = &read.config;
     raise_descriptor_limit();
+    let threads = address_space::thread_counts(spare_address_space)?;
     let in_background = daemonise::is_child();
     let pid_file = options.pid_file.as_deref().or(in_background.then_some(Path::new(PID_FILE)));
-    let _pid_file = pid_file.map(PidFile::take).transpose()?;
+    let _pid_file = pid_file.map(take_pid_file).transpose()?.flatten();
     let state = replay::directory(&config.daemon.state_dir, std::env::var_os("STATE_DIRECTORY").as_deref());
     // Before the sandbox, and before any action of ours: an agent of a killed daemon must not act later than
     // ours.
@@ -110,10 +109,10 @@ fn serve(options: &Options, read: &ReadConfig) -> Result<(), DaemonError> {
         false => Hypervisors::default(),
     };
     let intents = IntentLog::open(state.as_deref(), boot);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .max_blocking_threads(BLOCKING_THREADS)
-        .build()?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.enable_all().max_blocking_threads(threads.blocking);
+    threads.workers.map(|it| runtime.worker_threads(it));
+    let runtime = runtime.build()?;
     let result = runtime.block_on(async {
         let mut signals = Signals::new()?;
         let wait = options.wait || config.daemon.wait_for_init;
@@ -139,6 +138,21 @@ fn serve(options: &Options, read: &ReadConfig) -> Result<(), DaemonError> {
     runtime.shutdown_background();
     hunt::end_all();
     result
+}
+
+/// Takes the pid file, or logs why there is none: that costs no fence. Another daemon that holds it ends
+/// this one.
+fn take_pid_file(path: &Path) -> Result<Option<PidFile>, PidFileError> {
+    match PidFile::take(path) {
+        Err(error @ PidFileError::Io { .. }) => {
+            error!(
+                "{error}. The daemon goes on without it: nobody finds its pid there, and a second daemon \
+                 with this file is not held back"
+            );
+            Ok(None)
+        }
+        taken => taken.map(Some),
+    }
 }
 
 /// Raises the limit of open files. systemd and shells allow 1024 unless a program asks for more, and at their

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The audit record: one structured event for each authenticated request, however it ended.
 //!
-//! Owns the audit file, which a thread of its own writes. No request may wait for it: a disk that hangs, or a
-//! pipe without a reader, costs records and no fence. Records that find the queue full are counted, and that
-//! is logged; they are in the log alone.
+//! Owns the audit file, which a thread of its own opens and writes. No request may wait for it: a disk that
+//! hangs or is read-only, or a pipe without a reader, costs records and no fence. Records that find the queue
+//! full, or the file closed, are counted, and that is logged; they are in the log alone.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -11,18 +11,19 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fence_cli::shown;
 use fence_core::intent::Intent;
 use fence_wire::{Response, escaped};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::intent::OpenIntent;
 use crate::request::record::{AnswerDelivery, AuditRecord, RequestEnd};
 use crate::request::trail::{AgentRun, AgentRunEnd as RunEnded, TrailSnapshot};
+use crate::util::backoff::{Backoff, OncePerReason};
 use crate::util::fault;
 use crate::util::outlet::{Outlet, PushResult, Sink};
 
@@ -38,6 +39,11 @@ const LOOKED_THROUGH: u64 = 1024 * 1024;
 const LOGGED_OUTPUT: usize = 120;
 /// Time for the last records to reach the file when the daemon ends.
 const FINISH_LIMIT: Duration = Duration::from_secs(1);
+/// Time for the file to be opened when the daemon starts. A disk that hangs delays the start no longer.
+const OPEN_LIMIT: Duration = Duration::from_secs(1);
+/// Pauses between two attempts to open the file; each record is an attempt too.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 struct AuditFile {
@@ -45,6 +51,32 @@ struct AuditFile {
     outlet: Outlet<AuditItem>,
     /// Set when the thread must open the file anew.
     reopen: Arc<AtomicBool>,
+    state: Arc<AuditFileState>,
+}
+
+/// State of the audit file, which the metrics show.
+#[derive(Debug, Default)]
+pub(crate) struct AuditFileState {
+    /// The file is open, and took the last record.
+    takes_records: AtomicBool,
+    /// Records that are in the log alone.
+    missing: AtomicU64,
+}
+
+impl AuditFileState {
+    /// Returns whether the file takes records.
+    pub(crate) fn takes_records(&self) -> bool {
+        self.takes_records.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of records that are in the log alone.
+    pub(crate) fn missing(&self) -> u64 {
+        self.missing.load(Ordering::Relaxed)
+    }
+
+    fn misses_one(&self) {
+        self.missing.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug)]
@@ -53,21 +85,33 @@ enum AuditItem {
     Line(u64, String, Option<OpenIntent>),
     /// A line of an earlier daemon that may be in the file already, and the intent that it ends.
     Earlier(String, OpenIntent),
-    /// No line: the thread only reads the flag to reopen.
+    /// No line: the thread only opens the file, or reads the flag to do it anew.
     Reopen,
 }
 
 /// The thread's side.
 struct AuditWriter {
     path: PathBuf,
-    file: File,
+    /// None while the file can't be opened, or can't be written.
+    file: Option<File>,
     /// The file ends in the middle of a line: the disk was full, or the machine lost its power.
     is_cut: bool,
     reopen: Arc<AtomicBool>,
+    state: Arc<AuditFileState>,
+    pauses: Backoff,
+    /// Moment of the next attempt to open the file.
+    next_attempt: Instant,
+    logged: OncePerReason,
+    /// Records that the file did not get since it last took one.
+    missing: u64,
 }
 
 impl Audit {
-    /// Opens the file, if the configuration names one: created with mode 0640, and appended to.
+    /// Opens the file, if the configuration names one: created with mode 0640, and appended to. A file that
+    /// can't be opened is logged, and tried again.
+    ///
+    /// # Errors
+    /// No thread can be started for it.
     pub(crate) fn open(path: Option<&Path>) -> io::Result<Self> {
         Ok(Self(path.map(AuditFile::open).transpose()?))
     }
@@ -78,6 +122,11 @@ impl Audit {
         file.reopen.store(true, Ordering::Release);
         // If the queue is full, the thread reads the flag at the next record.
         let _ = file.outlet.offer(AuditItem::Reopen);
+    }
+
+    /// Returns the state of the file, if the configuration names one.
+    pub(crate) fn file_state(&self) -> Option<&AuditFileState> {
+        self.0.as_ref().map(|it| &*it.state)
     }
 
     /// Writes a record, which ends the request's intent where nothing is left to do.
@@ -127,16 +176,24 @@ impl Audit {
 
 impl AuditFile {
     fn open(path: &Path) -> io::Result<Self> {
-        let file = append(path)?;
-        let reopen = Arc::new(AtomicBool::new(false));
-        let (path, is_cut) = (path.to_owned(), ends_cut(path));
-        let writer = AuditWriter { path: path.clone(), file, is_cut, reopen: Arc::clone(&reopen) };
-        Ok(Self { path, outlet: Outlet::start("audit", QUEUE, writer)?, reopen })
+        let (reopen, state) = (Arc::<AtomicBool>::default(), Arc::<AuditFileState>::default());
+        let writer = AuditWriter::new(path, &reopen, &state);
+        let file =
+            Self { path: path.to_owned(), outlet: Outlet::start("audit", QUEUE, writer)?, reopen, state };
+        // The log is to say before the daemon serves that the file can't be opened.
+        if !(file.outlet.offer(AuditItem::Reopen) && file.outlet.finish(OPEN_LIMIT)) {
+            error!(
+                file = %shown(path),
+                "the audit file does not answer: records wait for it, {QUEUE} at most, and requests go on"
+            );
+        }
+        Ok(file)
     }
 
     fn write(&self, id: u64, line: String, intent: Option<&OpenIntent>) {
         let pushed = self.outlet.push(AuditItem::Line(id, line, intent.cloned()));
         if pushed != PushResult::Taken {
+            self.state.misses_one();
             intent.into_iter().for_each(OpenIntent::closed);
         }
         // Once: a disk that hangs would fill the log.
@@ -160,14 +217,9 @@ impl AuditFile {
 impl Sink<AuditItem> for AuditWriter {
     fn write(&mut self, item: AuditItem) {
         if self.reopen.swap(false, Ordering::Acquire) {
-            match append(&self.path) {
-                Ok(new) => {
-                    (self.file, self.is_cut) = (new, ends_cut(&self.path));
-                    info!(file = %shown(&self.path), "audit file opened anew");
-                }
-                // The old file stays in use: a record in a moved file is better than none.
-                Err(error) => error!(file = %shown(&self.path), "can't open the audit file anew: {error}"),
-            }
+            self.open_anew();
+        } else if self.file.is_none() {
+            self.open();
         }
         match item {
             AuditItem::Line(id, line, intent) => {
@@ -190,6 +242,16 @@ impl Sink<AuditItem> for AuditWriter {
         }
     }
 
+    fn pause(&self) -> Option<Duration> {
+        self.file.is_none().then(|| self.next_attempt.saturating_duration_since(Instant::now()))
+    }
+
+    fn wake(&mut self) {
+        if self.file.is_none() {
+            self.open();
+        }
+    }
+
     fn caught_up(&mut self, lost: u64) {
         warn!(file = %shown(&self.path), lost, "the audit file takes records again; {lost} are in the log \
         alone");
@@ -197,16 +259,97 @@ impl Sink<AuditItem> for AuditWriter {
 }
 
 impl AuditWriter {
+    fn new(path: &Path, reopen: &Arc<AtomicBool>, state: &Arc<AuditFileState>) -> Self {
+        Self {
+            path: path.to_owned(),
+            file: None,
+            is_cut: false,
+            reopen: Arc::clone(reopen),
+            state: Arc::clone(state),
+            pauses: Backoff::new(FIRST_PAUSE, MAX_PAUSE),
+            next_attempt: Instant::now(),
+            logged: OncePerReason::default(),
+            missing: 0,
+        }
+    }
+
+    /// Opens a file that is not open.
+    fn open(&mut self) {
+        match append(&self.path) {
+            Ok(file) => {
+                (self.file, self.is_cut) = (Some(file), ends_cut(&self.path));
+                self.takes_records();
+            }
+            Err(error) => self.failed("can't open the audit file", &error),
+        }
+    }
+
+    /// Opens a file that may be open.
+    fn open_anew(&mut self) {
+        match append(&self.path) {
+            Ok(file) => {
+                (self.file, self.is_cut) = (Some(file), ends_cut(&self.path));
+                info!(file = %shown(&self.path), "audit file opened anew");
+                self.takes_records();
+            }
+            Err(error) if self.file.is_none() => {
+                self.logged.forget();
+                self.failed("can't open the audit file", &error);
+            }
+            // The old file stays in use: a record in a moved file is better than none.
+            Err(error) => error!(file = %shown(&self.path), "can't open the audit file anew: {error}"),
+        }
+    }
+
     fn append_line(&mut self, id: u64, line: &str) {
+        let Some(file) = &mut self.file else {
+            self.missing += 1;
+            return self.state.misses_one();
+        };
         // A line that was cut stays alone.
         let begin = if self.is_cut { "\n" } else { "" };
-        let (written, result) = write_counted(&mut self.file, [begin, line].concat().as_bytes());
+        let (written, result) = write_counted(file, [begin, line].concat().as_bytes());
         self.is_cut = match written {
             0 => self.is_cut,
             written => result.is_err() && written > begin.len(),
         };
-        if let Err(error) = result {
-            error!(file = %shown(&self.path), id, "can't write the audit file: {error}");
+        match result {
+            Ok(()) => self.takes_records(),
+            Err(error) => {
+                self.missing += 1;
+                self.state.misses_one();
+                debug!(file = %shown(&self.path), id, "not in the audit file");
+                self.failed("can't write the audit file", &error);
+                // The file may be another one by now, or be usable only if it is opened anew.
+                self.file = None;
+            }
+        }
+    }
+
+    /// Notes that the file takes records, and logs how many it did not take before.
+    fn takes_records(&mut self) {
+        self.state.takes_records.store(true, Ordering::Relaxed);
+        self.pauses.reset();
+        self.logged.forget();
+        match std::mem::take(&mut self.missing) {
+            0 => {}
+            missing => warn!(
+                file = %shown(&self.path), missing,
+                "the audit file takes records again; {missing} are in the log alone"
+            ),
+        }
+    }
+
+    /// Logs a fault of the file, each once, and plans the next attempt.
+    fn failed(&mut self, what: &str, error: &io::Error) {
+        self.state.takes_records.store(false, Ordering::Relaxed);
+        self.next_attempt = Instant::now() + self.pauses.next_pause();
+        if self.logged.is_new(&format!("{what}: {error}")) {
+            error!(
+                file = %shown(&self.path),
+                "{what}: {error}. Records are in this log alone until it can be written; that is tried again \
+                 at each record, after growing pauses, and at SIGHUP. fence_virtd --check says what it lacks"
+            );
         }
     }
 }
@@ -485,10 +628,8 @@ impl fmt::Display for Millis {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead, BufReader};
-    use std::time::Instant;
-
     use nix::sys::stat::Mode;
+    use std::io::{BufRead, BufReader};
 
     use super::*;
     use crate::request::job::RequestJob;
@@ -604,7 +745,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("audit");
         nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap();
-        assert!(AuditFile::open(&path).is_err(), "nobody has it open");
+        let audit = AuditFile::open(&path).unwrap();
+        assert!(!audit.state.takes_records(), "nobody has it open");
+        drop(audit);
         let reader = OpenOptions::new().read(true).write(true).open(&path).unwrap();
         let audit = AuditFile::open(&path).unwrap();
         // More than pipe and queue hold: were any of them waited for, this would never end.
@@ -649,6 +792,46 @@ mod tests {
         file.finish(PATIENCE);
         assert_eq!(std::fs::read_to_string(&path).unwrap(), line(1001));
         assert_eq!(std::fs::read_to_string(&moved).unwrap().lines().count(), 1001);
+    }
+
+    /// The daemon starts without the file, and writes to it as soon as it can be opened.
+    #[test]
+    fn a_file_that_can_not_be_opened_is_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("none/audit");
+        let file = AuditFile::open(&path).unwrap();
+        file.write(1, line(1), None);
+        file.finish(PATIENCE);
+        assert_eq!((file.state.takes_records(), file.state.missing()), (false, 1));
+        std::fs::create_dir(dir.path().join("none")).unwrap();
+        // Nobody asks for it.
+        let end = Instant::now() + PATIENCE;
+        while !file.state.takes_records() {
+            assert!(Instant::now() < end, "it was never tried again");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        file.write(2, line(2), None);
+        file.finish(PATIENCE);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), line(2));
+        assert_eq!((file.state.takes_records(), file.state.missing()), (true, 1));
+    }
+
+    /// A record, and a signal, are an attempt at once.
+    #[test]
+    fn the_file_is_tried_at_each_record_and_at_a_signal() {
+        let dir = tempfile::tempdir().unwrap();
+        for is_signal in [false, true] {
+            let path = dir.path().join(format!("{is_signal}/audit"));
+            let audit = Audit(Some(AuditFile::open(&path).unwrap()));
+            let file = audit.0.as_ref().unwrap();
+            std::fs::create_dir(path.parent().unwrap()).unwrap();
+            match is_signal {
+                true => audit.reopen(),
+                false => file.write(1, line(1), None),
+            }
+            file.finish(PATIENCE);
+            assert_eq!((file.state.takes_records(), file.state.missing()), (true, 0));
+        }
     }
 
     /// A disk with room for this many bytes.
@@ -711,8 +894,8 @@ mod tests {
         for left_over in 0..6 {
             std::fs::write(&path, &"old\nfirst\n"[..4 + left_over]).unwrap();
             // As after a write that failed in the middle.
-            let (file, reopen) = (append(&path).unwrap(), Arc::default());
-            let mut writer = AuditWriter { path: path.clone(), file, is_cut: left_over > 0, reopen };
+            let mut writer = AuditWriter::new(&path, &Arc::default(), &Arc::default());
+            (writer.file, writer.is_cut) = (Some(append(&path).unwrap()), left_over > 0);
             writer.append_line(2, "second\n");
             writer.append_line(3, "third\n");
             assert!(!writer.is_cut);

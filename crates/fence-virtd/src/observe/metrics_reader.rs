@@ -5,10 +5,11 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use fence_config::MetricsAddress;
+
+use crate::util::unix_socket;
 
 /// Longest answer, in bytes.
 const MAX_ANSWER: u64 = 4 * 1024 * 1024;
@@ -23,7 +24,7 @@ pub(crate) fn fetch(address: &MetricsAddress, limit: Duration) -> io::Result<Str
             it.set_read_timeout(Some(limit))?;
             exchange(it)
         }),
-        MetricsAddress::Unix(it) => UnixStream::connect(it).and_then(|it| {
+        MetricsAddress::Unix(it) => unix_socket::connect(it, limit).and_then(|it| {
             it.set_read_timeout(Some(limit))?;
             exchange(it)
         }),

@@ -4,13 +4,12 @@
 //! Runs in a process of its own, beside a running daemon or not, and leaves the word for the daemon in the
 //! state directory. Must never write the daemon's own file.
 
-use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
-use fence_cli::shown;
-use fence_config::{Config, Peers};
+use fence_cli::{config_file, shown};
+use fence_config::{Config, MAX_FILE_SIZE, Peers};
 use fence_core::hosts::{KnownHost, KnownHosts};
 use fence_wire::escaped;
 
@@ -72,8 +71,10 @@ fn remedy(error: &io::Error) -> &'static str {
 /// No such host is known, or the daemon can't be told.
 pub(crate) fn run(file: &Path, host: &str) -> Result<String, ForgetError> {
     let path = shown(file);
-    let source = fs::read(file).map_err(|source| ForgetError::Config { path: path.clone(), source })?;
-    let config = fence_config::load(&source).config.ok_or_else(|| ForgetError::BadConfig(path.clone()))?;
+    let read = config_file::read(file, MAX_FILE_SIZE);
+    let read = read.map_err(|source| ForgetError::Config { path: path.clone(), source })?;
+    let config =
+        fence_config::load(&read.source).config.ok_or_else(|| ForgetError::BadConfig(path.clone()))?;
     let from_systemd = std::env::var_os("STATE_DIRECTORY");
     let state = replay::directory(&config.daemon.state_dir, from_systemd.as_deref());
     let state = state.ok_or(ForgetError::NoState(path.clone()))?;
@@ -260,6 +261,8 @@ fn names(table: &KnownHosts) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn known() -> (tempfile::TempDir, HostStore) {

@@ -25,7 +25,7 @@ use self::cluster_port::ClusterPort;
 use self::turns::{GrantQueue, RunPermit};
 use crate::backend::DynBackend;
 use crate::intent::{IntentLog, IntentSubject, OpenIntent};
-use crate::observe::audit::Audit;
+use crate::observe::audit::{Audit, AuditFileState};
 use crate::observe::drops::DropLog;
 use crate::observe::metrics::Metrics;
 use crate::replay::ReplayMemory;
@@ -554,6 +554,11 @@ impl Service {
         self.replays.finish();
         self.audit.finish();
         self.intents.finish();
+    }
+
+    /// Returns the state of the audit file, if the configuration names one.
+    pub(crate) fn audit_file(&self) -> Option<&AuditFileState> {
+        self.audit.file_state()
     }
 
     /// Opens the audit file anew after the old one was moved away.

@@ -8,7 +8,7 @@
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, info, warn};
 
 use super::exporter::Exporter;
+use crate::util::unix_socket;
 
 /// Readers at once.
 const READERS: usize = 4;
@@ -26,6 +27,8 @@ const READERS: usize = 4;
 const LIMIT: Duration = Duration::from_secs(2);
 /// Pause between two readers.
 const PAUSE: Duration = Duration::from_millis(10);
+/// Time for a program that may have the socket to accept a connection, before the daemon serves.
+const LOOK_LIMIT: Duration = Duration::from_millis(200);
 /// Longest request of a reader, in bytes.
 const REQUEST: usize = 4096;
 
@@ -176,8 +179,12 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
         Ok(it) if !it.file_type().is_socket() => {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "something that is no socket is there"));
         }
-        Ok(_) => match UnixStream::connect(path) {
+        Ok(_) => match unix_socket::connect(path, LOOK_LIMIT) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let why = "another program has it, and takes no connection";
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, why));
+            }
             Err(error) => return Err(error),
             Ok(_) => return Err(io::Error::new(io::ErrorKind::AddrInUse, "another program serves it")),
         },
@@ -224,6 +231,14 @@ mod tests {
         assert_eq!(listen(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(first);
         listen(&path).unwrap();
+        // A program that accepts nothing, with as many connections waiting as it lets wait.
+        let deaf = dir.path().join("deaf");
+        let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&socket2::SockAddr::unix(&deaf).unwrap()).unwrap();
+        socket.listen(0).unwrap();
+        let taken = |_: &usize| unix_socket::connect(&deaf, Duration::from_millis(20)).is_ok();
+        assert!((0..100).take_while(taken).count() < 100);
+        assert_eq!(listen(&deaf).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         let file = dir.path().join("file");
         fs::write(&file, "x").unwrap();
         assert!(listen(&file).is_err());

@@ -74,6 +74,13 @@ impl Exporter {
             drops.get_or_create(&labels).inc_by(count);
         }
         to.register("drops", "Input that was dropped", drops);
+        if let Some(file) = self.service.audit_file() {
+            let up = i64::from(file.takes_records());
+            gauge(to, "audit_log_up", "Whether the file audit_log takes records", up);
+            let missing = Counter::<u64>::default();
+            missing.inc_by(file.missing());
+            to.register("audit_records_missing", "Audit records that are in the log alone", missing);
+        }
         let (in_flight, waiting) = self.service.requests_now();
         gauge(to, "requests_in_flight", "Requests whose turn it is", count(in_flight));
         gauge(to, "requests_waiting", "Requests that wait for others to end", count(waiting));

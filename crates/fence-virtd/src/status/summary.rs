@@ -5,11 +5,12 @@
 //! its own process and must never change anything.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use fence_cli::config_file;
+use fence_config::MAX_FILE_SIZE;
 use fence_wire::escaped;
 
 use crate::observe::metrics_reader::{self, MetricSample, samples};
@@ -50,8 +51,10 @@ pub(crate) enum StatusError {
 /// The metrics can't be read.
 pub(crate) fn ask(file: &Path) -> Result<String, StatusError> {
     let path = fence_cli::shown(file);
-    let source = fs::read(file).map_err(|source| StatusError::Config { path: path.clone(), source })?;
-    let config = fence_config::load(&source).config.ok_or_else(|| StatusError::BadConfig(path.clone()))?;
+    let read = config_file::read(file, MAX_FILE_SIZE);
+    let read = read.map_err(|source| StatusError::Config { path: path.clone(), source })?;
+    let config =
+        fence_config::load(&read.source).config.ok_or_else(|| StatusError::BadConfig(path.clone()))?;
     let address = config.daemon.metrics.ok_or(StatusError::NoMetrics(path))?;
     let answer = metrics_reader::fetch(&address, LIMIT).map_err(|source| match () {
         () if metrics_reader::is_time_out(&source) => StatusError::Stands(address.to_string()),
@@ -125,6 +128,7 @@ fn lines(samples: &[MetricSample<'_>]) -> Vec<String> {
         }
     }
     lines.extend(of_peers(samples));
+    lines.extend(of_audit_file(samples));
     let requests = named("requests_total").map(|it| {
         (format!("{} {} by {}", it.label("action"), it.label("result"), it.label("transport")), it.value)
     });
@@ -139,6 +143,23 @@ fn lines(samples: &[MetricSample<'_>]) -> Vec<String> {
     let unwritten = if unwritten > 0.0 { format!(", {unwritten} NOT WRITTEN") } else { String::new() };
     lines.push(format!("packets remembered: {}, {kept}{unwritten}", value("remembered_packets")));
     lines
+}
+
+/// Returns the line of an audit file that did not get every record.
+fn of_audit_file(samples: &[MetricSample<'_>]) -> Option<String> {
+    let value = |name: &str| samples.iter().rfind(|it| it.name == name).map(|it| it.value);
+    let missing = value("audit_records_missing_total").unwrap_or_default();
+    let takes_records = value("audit_log_up")? > 0.0;
+    match (takes_records, missing > 0.0) {
+        (true, false) => None,
+        (true, true) => {
+            Some(format!("audit_log: written, {} in the log alone", with_noun(missing, "record")))
+        }
+        (false, _) => Some(format!(
+            "audit_log: CAN'T BE WRITTEN, {} in the log alone; fence_virtd --check says what it lacks",
+            with_noun(missing, "record")
+        )),
+    }
 }
 
 /// Returns the lines of the other hosts: each with its key, since two may have one name.
@@ -253,7 +274,9 @@ mod tests {
              fence_virtd_cluster_asked_in_vain{{node=\"node 2 (h2)\"}} 1\n\
              fence_virtd_peer_not_asked_seconds{{host=\"h5 (10.0.0.5)\"}} 5\n\
              fence_virtd_peer_other_key{{address=\"10.0.0.6\"}} 1\n\
-             fence_virtd_peer_missing 1\n"
+             fence_virtd_peer_missing 1\n\
+             fence_virtd_audit_log_up 0\n\
+             fence_virtd_audit_records_missing_total 2\n"
         );
         let said = one_line(&text);
         for wanted in [
@@ -276,6 +299,7 @@ mod tests {
             "other host at 10.0.0.6: USES ANOTHER KEY than this one",
             "ONE MAY BE MISSING",
             " ago, DID NOT ANSWER when asked last; ",
+            "audit_log: CAN'T BE WRITTEN, 2 records in the log alone",
         ] {
             assert!(said.contains(wanted), "{wanted}: {said}");
         }

@@ -8,6 +8,7 @@ pub(crate) mod heard;
 pub(crate) mod join;
 pub(crate) mod locks;
 pub(crate) mod outlet;
+pub(crate) mod unix_socket;
 
 /// Returns the first of these names, and how many more there are.
 pub(crate) fn first_names(names: &[String], most: usize) -> String {

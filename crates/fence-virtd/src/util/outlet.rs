@@ -8,7 +8,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -43,6 +43,12 @@ pub(crate) trait Sink<T>: Send + 'static {
     fn write(&mut self, item: T);
     /// Reports that the queue is empty again, and the number of items that were lost before.
     fn caught_up(&mut self, lost: u64);
+    /// Returns the time after which [`Self::wake`] is to be called if no item comes; none for never.
+    fn pause(&self) -> Option<Duration> {
+        None
+    }
+    /// Does what is due without an item. May take any time.
+    fn wake(&mut self) {}
 }
 
 #[derive(Debug, Default)]
@@ -117,8 +123,17 @@ fn keep_writing<T>(waiting: &Receiver<OutletMessage<T>>, mut sink: impl Sink<T>,
                 if losses.any.swap(false, Ordering::AcqRel) {
                     sink.caught_up(losses.count.swap(0, Ordering::Relaxed));
                 }
-                let Ok(message) = waiting.recv() else { return };
-                message
+                match sink
+                    .pause()
+                    .map_or_else(|| waiting.recv().map_err(Into::into), |it| waiting.recv_timeout(it))
+                {
+                    Ok(message) => message,
+                    Err(RecvTimeoutError::Timeout) => {
+                        sink.wake();
+                        continue;
+                    }
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
             }
             Err(TryRecvError::Disconnected) => return,
         };
