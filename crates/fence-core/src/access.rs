@@ -13,6 +13,7 @@ use std::sync::Arc;
 use fence_config::Group;
 use fence_wire::Key;
 
+use crate::arbiter::PossibleSources;
 use crate::domain::DomainId;
 
 /// Access rules, read once.
@@ -123,6 +124,27 @@ pub fn group_title(place: usize, group: &Group) -> String {
         Some(name) => format!("group {name}"),
         None => format!("group {}", place + 1),
     }
+}
+
+/// Returns the domains that can have a key which opens these groups, by their positions, and nothing else:
+/// the members of the groups. None where others may have it: then any domain can.
+///
+/// A group that lists addresses has its sources there, and its members may be none of them. A group of one
+/// has a member to fence, and its key is in other hands: nobody fences itself.
+///
+/// Whoever else has the key is taken for a member: a machine that is none must not have it.
+pub fn possible_sources(groups: &[Group], opened: &BTreeSet<usize>) -> Option<PossibleSources> {
+    let opened = opened.iter().map(|place| groups.get(*place)).collect::<Option<Vec<_>>>()?;
+    if opened.iter().any(|it| it.key_files.is_empty() || !it.ips.is_empty()) {
+        return None;
+    }
+    let members = || opened.iter().flat_map(|it| &it.uuids);
+    let uuids: BTreeSet<_> = members().filter_map(|it| DomainId::parse_any_dashes(it)).collect();
+    let is_name = |it: &&String| DomainId::parse_any_dashes(it).is_none();
+    let names: BTreeSet<_> = members().filter(is_name).map(|it| it.to_ascii_lowercase()).collect();
+    // A name and a UUID may be those of one domain.
+    let are_several = uuids.len().max(names.len()) > 1;
+    are_several.then(|| PossibleSources::new(uuids.iter().map(ToString::to_string), members()))
 }
 
 impl AccessRules {
@@ -237,6 +259,8 @@ pub struct KeyProof {
     pub listener: bool,
     /// Groups that have this key, by their positions in the configuration.
     pub groups: BTreeSet<usize>,
+    /// Domains that can have this key; none where any can.
+    pub sources: Option<Arc<PossibleSources>>,
 }
 
 #[cfg(test)]
@@ -250,10 +274,14 @@ mod tests {
     const OWN: Option<&KeyProof> = None;
 
     fn access(groups: &str) -> AccessRules {
+        AccessRules::new(Some(&groups_of(groups)))
+    }
+
+    fn groups_of(groups: &str) -> Vec<Group> {
         let file = format!(
             "fence_virtd {{ listener = \"multicast\"; backend = \"libvirt\"; }}\ngroups {{ {groups} }}"
         );
-        AccessRules::new(fence_config::load(file.as_bytes()).config.unwrap().groups.as_deref())
+        fence_config::load(file.as_bytes()).config.unwrap().groups.unwrap()
     }
 
     fn from_ip(text: &str) -> Identity {
@@ -364,8 +392,41 @@ mod tests {
         Key::new(b"a key").unwrap()
     }
 
+    #[test]
+    fn the_key_of_groups_comes_from_their_members() {
+        let groups = format!(
+            "group {{ uuid = \"{A}\"; uuid = \"Web\"; uuid = \"db\"; key_file = \"/red\"; }} \
+             group {{ uuid = \"b\"; uuid = \"22222222222222222222222222222222\"; uuid = \"d\"; \
+             key_file = \"/blue\"; }} \
+             group {{ uuid = \"c\"; uuid = \"e\"; key_file = \"/green\"; ip = \"10.0.0.1\"; }} \
+             group {{ uuid = \"c\"; uuid = \"e\"; }} group {{ key_file = \"/nobody\"; }} \
+             group {{ uuid = \"c\"; key_file = \"/one\"; }} group {{ uuid = \"f\"; key_file = \"/one\"; }} \
+             group {{ uuid = \"c\"; uuid = \"{A}\"; key_file = \"/name-and-uuid\"; }} \
+             group {{ uuid = \"c\"; uuid = \"C\"; key_file = \"/twice\"; }}"
+        );
+        let groups = groups_of(&groups);
+        let sources = |opened: &[usize]| possible_sources(&groups, &opened.iter().copied().collect());
+        let (a, b) = (A.to_string(), B.to_string());
+        let has = |it: &PossibleSources, uuid: &str, name: &str| it.hold(uuid, Some(&name.into()));
+        let red = sources(&[0]).unwrap();
+        assert!(has(&red, &a, "x") && has(&red, &b, "wEB") && !has(&red, &b, "b"));
+        // The name of one may be the UUID of another.
+        assert!(has(&red, &b, &a));
+        let blue = sources(&[1]).unwrap();
+        assert!(has(&blue, &b, "x") && has(&blue, &a, "B") && !has(&blue, &a, "x"));
+        let both = sources(&[0, 1]).unwrap();
+        assert!(has(&both, &a, "x") && has(&both, &b, "x") && !has(&both, "other", "c"));
+        // By address, by the listener's key, nobody, groups of one, a domain by both its names, a key of
+        // other rules.
+        for open in [&[][..], &[2], &[0, 2], &[3], &[0, 3], &[4], &[5], &[6], &[7], &[8], &[9], &[0, 9]] {
+            assert_eq!(sources(open), None, "{open:?}");
+        }
+        assert!(sources(&[5, 6]).is_some() && sources(&[0, 5]).is_some(), "each key opens two");
+    }
+
     fn key(listener: bool, groups: &[usize]) -> KeyProof {
-        KeyProof { key: some_key(), listener, groups: groups.iter().copied().collect() }
+        let groups = groups.iter().copied().collect();
+        KeyProof { key: some_key(), listener, groups, sources: None }
     }
 
     const TWO_CLUSTERS: &str = r#"
@@ -476,7 +537,7 @@ mod tests {
             ) {
                 let rules = rules(&blocks);
                 let proof =
-                    |(listener, groups)| KeyProof { key: some_key(), listener, groups };
+                    |(listener, groups)| KeyProof { key: some_key(), listener, groups, sources: None };
                 let key = shown.map(proof);
                 let who = Identity { name: Some(NAMES[source].into()), ..from_ip(&format!("10.0.0.{ip}")) };
                 let decision = rules.decide(&who, key.as_ref(), about(NAMES[target]));

@@ -33,7 +33,7 @@ use shuttle::{Config, Runner, future, thread};
 use tokio::sync::oneshot;
 
 use fence_core::arbiter::{
-    ArbiterRequest, ArbitratedAction, Grant, LateEffect, PeerId, Rejection, RequestSource,
+    ArbiterRequest, ArbitratedAction, Grant, LateEffect, PeerId, PossibleSources, Rejection, RequestSource,
 };
 use fence_core::domain::TargetKind;
 use turns::{GrantQueue, RunPermit};
@@ -90,8 +90,9 @@ fn anything() {
     let cast = (0..dice.gen_range(2..5)).map(|_| {
         let source = names[dice.gen_range(0..names.len())];
         Cast {
-            source: match dice.gen_range(0..4) {
+            source: match dice.gen_range(0..5) {
                 0 => RequestSource::Unknown,
+                1 => one_of(source, names[dice.gen_range(0..names.len())]),
                 _ => RequestSource::Known(source.to_owned()),
             },
             peer: dice.gen_bool(0.5).then(|| PeerId(source.to_owned())),
@@ -109,6 +110,15 @@ fn anything() {
     });
     let cast = cast.collect();
     Stage::new().play(cast, dice.gen_bool(0.3));
+}
+
+/// Source that has a key of these two, one of which is listed by its name.
+fn one_of(source: &str, other: &str) -> RequestSource {
+    RequestSource::OneOf(Arc::new(PossibleSources::new([source.to_owned()], [name_of(other)])))
+}
+
+fn name_of(target: &str) -> String {
+    format!("name of {target}")
 }
 
 fn work(kind: u32, target: &str) -> ArbitratedAction {
@@ -191,7 +201,8 @@ impl Stage {
                 clients.push(thread::spawn(move || std::mem::forget(client)));
             }
             let (by, arrived, deadline) = (TargetKind::Name, now, now + DEADLINE);
-            let request = ArbiterRequest { id, work, source, peer, by, arrived, deadline };
+            let name = work.target().map(|it| name_of(it).as_str().into());
+            let request = ArbiterRequest { id, work, name, source, peer, by, arrived, deadline };
             let stage = Arc::clone(self);
             actors.push(thread::spawn(move || stage.act(request, fate, hung_up)));
         }
@@ -311,6 +322,10 @@ fn conflict(a: &ArbiterRequest, b: &ArbiterRequest) -> bool {
         |it: &ArbiterRequest| matches!(it.work, ArbitratedAction::Off(_) | ArbitratedAction::Reboot(_));
     let hits = |a: &ArbiterRequest, b: &ArbiterRequest| match &b.source {
         RequestSource::Known(source) => target(a) == Some(source),
+        RequestSource::OneOf(sources) => {
+            let is_one_of = target(a).is_some_and(|it| sources.hold(it, a.name.as_ref()));
+            is_one_of && (a.peer.is_none() || a.peer != b.peer)
+        }
         RequestSource::Unknown => a.peer.is_none() || a.peer != b.peer,
     };
     takes_down(a) && takes_down(b) && (hits(a, b) || hits(b, a))

@@ -40,7 +40,11 @@
 //! One target: "off already" must not be said of a domain that a reboot is about to start. Danger: once the
 //! target is seen off neither can spoil the other, and the start after a reboot shoots nobody.
 //!
-//! "May be" is exact where the source is known. Where it is not, it is true, unless both come from one peer.
+//! "May be" is exact where the source is known. Where it is not, the source is one of the domains that can
+//! have shown the key ([`PossibleSources`]), or any domain, and never one that the same peer shoots at. So
+//! sets of domains with keys of their own are islands: where no target of one is a target or a possible
+//! source of the other, nothing of one waits for the other, whatever hangs there.
+//!
 //! The order is that of submission, and a waiting request holds up later ones as one in flight does, so
 //! nothing is overtaken by what it conflicts with. A request waits only for earlier ones or ones in flight,
 //! so there is no deadlock; and each ends by its deadline at the latest, so there is no starvation.
@@ -54,12 +58,17 @@
 //! been started in between. So when a target is seen off, those that joined and arrived too late for that
 //! look take their turn, and of those that are submitted later only one that arrived before it may join.
 //!
-//! # One survivor Whatever a set of nodes sends for each other, one of them stays up, as far as this one
-//! daemon does the shooting. Suppose that all were down. Let Z be the one that went down last, shot by a
-//! request from Y; Y itself was shot before, by another node, and is still down. The two requests conflict:
-//! the target of one is where the other comes from, and an unknown source counts as that. So their times,
-//! each from the order to run (before the proof) to the target seen off, don't overlap, and the one that shot
-//! Y, who went down first, had the earlier time. Then Y's request was not told to run before Y was seen off.
+//! # One survivor
+//! Whatever a set of nodes sends for each other, one of them stays up, as far as this one daemon does the
+//! shooting. It stands on this: a known source is the source, and the source is missing in no
+//! [`PossibleSources`] of its requests. These say what the key meant when the request came, so requests from
+//! before and after a change of the groups may meet: each has its own source.
+//!
+//! Suppose that all were down. Let Z be the one that went down last, shot by a request from Y; Y itself was
+//! shot before, by a request from X, and is still down. The two requests conflict: the target of the second,
+//! Y, is where the first comes from, as its known source or as one of its possible ones. So their times, each
+//! from the order to run (before the proof) to the target seen off, don't overlap, and the one that shot Y,
+//! who went down first, had the earlier time. Then Y's request was not told to run before Y was seen off.
 //! With a known source it was dropped at that moment, or refused, if it was submitted after: recent victims
 //! are remembered. With an unknown one nobody was left to answer the challenge, for a machine that was
 //! started again knows nothing of the old stream. Either way Z was not shot by it. (A fence that took effect
@@ -67,8 +76,13 @@
 //! serial line to its being closed. Without a challenge, `auth = "none"`, and without a known source there is
 //! no such promise.)
 //!
+//! X, Y and Z may be of islands that overlap. Nothing counts but that Y is among those that can have its key:
+//! the more others can have it, the more requests conflict.
+//!
 //! For the same reason a request in flight can't lose its source to another; a peer that shoots itself can.
 
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::domain::{PowerAction, TargetKind};
@@ -105,10 +119,23 @@ pub enum ArbitratedAction {
 pub enum RequestSource {
     /// Known source, by UUID in the same form as targets.
     Known(String),
+    /// Unknown source that has shown a key which only these domains can have.
+    OneOf(Arc<PossibleSources>),
     /// Unknown source: any domain, or none. A peer that could not be matched with a domain is unknown too:
     /// that proves nothing.
     Unknown,
 }
+
+/// Domains that can have shown the key of a request: an island, or several.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct PossibleSources {
+    uuids: HashSet<String>,
+    names: HashSet<String>,
+}
+
+/// Name of a target in small letters, as groups compare names.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TargetName(Arc<str>);
 
 /// Identifier that tells one peer from another where its domain is not known. Equal values must mean one
 /// machine: the address that a multicast call-back reached (with everything that makes it unique on this
@@ -123,6 +150,8 @@ pub struct ArbiterRequest {
     pub id: u64,
     /// Action of the request.
     pub work: ArbitratedAction,
+    /// Name of the target; none where only the UUID is known. Groups list domains by either.
+    pub name: Option<TargetName>,
     /// Source of the request.
     pub source: RequestSource,
     /// Peer of the request; none where it can't be told from others.
@@ -571,10 +600,35 @@ impl ArbiterRequest {
     }
 
     fn may_shoot_source_of(&self, other: &Self) -> bool {
+        let Some(target) = self.work.target() else { return false };
+        let is_one_peer = self.peer.is_some() && self.peer == other.peer;
         match &other.source {
-            RequestSource::Known(source) => self.work.target() == Some(source),
-            RequestSource::Unknown => !(self.peer.is_some() && self.peer == other.peer),
+            RequestSource::Known(source) => target == source,
+            RequestSource::OneOf(sources) => !is_one_peer && sources.hold(target, self.name.as_ref()),
+            RequestSource::Unknown => !is_one_peer,
         }
+    }
+}
+
+impl PossibleSources {
+    /// Takes domains by UUID, in the same form as targets, and by name, in any case of letters.
+    pub fn new(
+        uuids: impl IntoIterator<Item = String>,
+        names: impl IntoIterator<Item = impl AsRef<str>>,
+    ) -> Self {
+        let names = names.into_iter().map(|it| it.as_ref().to_ascii_lowercase());
+        Self { uuids: uuids.into_iter().collect(), names: names.collect() }
+    }
+
+    /// Returns whether this domain is one of them. One whose name is not known may be.
+    pub fn hold(&self, uuid: &str, name: Option<&TargetName>) -> bool {
+        self.uuids.contains(uuid) || name.is_none_or(|it| self.names.contains(&*it.0))
+    }
+}
+
+impl From<&str> for TargetName {
+    fn from(name: &str) -> Self {
+        Self(name.to_ascii_lowercase().into())
     }
 }
 

@@ -18,10 +18,15 @@ use crate::schedules::{Guests, Kind, config, kinds, source, uuid};
 
 type Node = usize;
 
+/// Set of nodes, a bit for each; none: all.
+type Island = Option<u8>;
+
 /// Facts about a node that the daemon can see.
 #[derive(Clone, Copy, Debug)]
 struct Sight {
     known: bool,
+    /// Nodes that can have the key of this one, before a change of the groups and after it.
+    islands: [Island; 2],
     peer: bool,
     /// Node that is known by its serial line, where there is no challenge: its request is done though it is
     /// off.
@@ -75,17 +80,25 @@ struct Live {
     deadline: u64,
     /// Another order of it may power the target off once more.
     again: bool,
+    /// Nodes that could have shown its key when it came.
+    island: Island,
+    /// The daemon that took it has ended: neither its key nor the name of its target is known any more.
+    left: bool,
 }
 
 struct World {
     arbiter: Arbiter,
     sight: Vec<Sight>,
+    /// Number of changes of the groups.
+    changes: usize,
+    /// Nodes whose requests get no further.
+    stuck: u8,
     nodes: Guests,
     /// When each node was seen off last.
     fenced: Vec<Option<u64>>,
     plans: std::vec::IntoIter<Plan>,
-    /// Arrived, its target not yet looked up: when, and from which life.
-    arrived: Vec<(u64, Plan, u64, u32)>,
+    /// Arrived, its target not yet looked up: when, from which life, and from which nodes by its key.
+    arrived: Vec<(u64, Plan, u64, u32, Island)>,
     live: Vec<Live>,
     ended: BTreeSet<u64>,
     accepted: BTreeSet<u64>,
@@ -123,6 +136,8 @@ enum Event {
     Elsewhere(Node),
     /// The daemon ends, and the next one begins with what is on disk.
     Restart,
+    /// The groups change. What came before keeps what its key meant then.
+    Reload,
     Second,
 }
 
@@ -132,6 +147,8 @@ impl World {
         Self {
             arbiter: Arbiter::default(),
             sight,
+            changes: 0,
+            stuck: 0,
             nodes: Guests::new(nodes),
             fenced: vec![None; nodes],
             plans: plans.into_iter(),
@@ -154,6 +171,13 @@ impl World {
     /// Lets things happen as drawn, then everything that is left, without time passing: whatever then
     /// waits would wait for ever.
     fn run(&mut self, draws: &[u16]) {
+        self.go_on(draws);
+        assert_eq!(self.accepted, self.ended, "every accepted request ends");
+        assert!(self.arbiter.entries.is_empty());
+        assert_eq!(self.arbiter.next_deadline(), None);
+    }
+
+    fn go_on(&mut self, draws: &[u16]) {
         for draw in draws {
             let events = self.events();
             if let Some(event) = events.get(usize::from(*draw) % events.len().max(1)) {
@@ -164,15 +188,12 @@ impl World {
         while let Some(event) = self.events().first() {
             self.happen(*event);
         }
-        assert_eq!(self.accepted, self.ended, "every accepted request ends");
-        assert!(self.arbiter.entries.is_empty());
-        assert_eq!(self.arbiter.next_deadline(), None);
     }
 
     fn events(&self) -> Vec<Event> {
         let mut events = Vec::new();
         events.extend((0..self.arrived.len()).map(Event::Submit));
-        for it in &self.live {
+        for it in self.live.iter().filter(|it| !is_in(Some(self.stuck), it.plan.from)) {
             if let Place::Running(stage) = it.place {
                 events.push(Event::Step(it.id));
                 if self.faults && stage == Stage::Proving {
@@ -206,6 +227,9 @@ impl World {
             events.extend((0..self.sight.len()).map(Event::Elsewhere));
             events.push(Event::Second);
         }
+        if self.plans.len() > 0 && self.changes < 2 {
+            events.push(Event::Reload);
+        }
         // Not too often: it ends most of what is under way.
         if self.late && self.live.len() > 2 {
             events.push(Event::Restart);
@@ -219,7 +243,8 @@ impl World {
                 if let Some(plan) = self.plans.next()
                     && let Some(life) = self.nodes.up[plan.from]
                 {
-                    self.arrived.push((self.next_id, plan, self.now, life));
+                    let island = self.island(plan.from);
+                    self.arrived.push((self.next_id, plan, self.now, life, island));
                     self.next_id += 1;
                     // Ids, arrivals and victims are told apart by the clock.
                     self.now += 1;
@@ -242,6 +267,7 @@ impl World {
             }
             Event::Elsewhere(node) => self.elsewhere(node),
             Event::Restart => self.restart(),
+            Event::Reload => self.changes += 1,
             Event::Second => {
                 self.now += 1;
                 let decisions = self.arbiter.tick(self.time());
@@ -255,10 +281,11 @@ impl World {
     }
 
     fn submit(&mut self, place: usize) {
-        let (id, plan, arrived, life) = self.arrived.remove(place);
+        let (id, plan, arrived, life, island) = self.arrived.remove(place);
         let deadline = arrived + plan.patience;
         let sight = self.sight[plan.from];
-        let live = Live { id, plan, life, place: Place::Waiting, deadline, again: false };
+        let place = Place::Waiting;
+        let live = Live { id, plan, life, place, deadline, again: false, island, left: false };
         let request = self.request(&live, arrived);
         let verdict = self.arbiter.submit(self.time(), request);
         let fenced = sight.known && self.fenced[plan.from].is_some_and(|when| arrived <= when);
@@ -393,10 +420,17 @@ impl World {
             std::mem::take(&mut self.live).into_iter().partition(is_ordered);
         self.ended.extend(over.iter().map(|it| it.id));
         for it in left {
+            let place = Place::Running(Stage::Late);
+            let it = Live { place, again: false, island: None, left: true, ..it };
             self.arbiter.install_late(self.request(&it, self.now));
             self.seen.insert(it.id, None);
-            self.live.push(Live { place: Place::Running(Stage::Late), again: false, ..it });
+            self.live.push(it);
         }
+    }
+
+    /// Returns the nodes that can have a node's key now.
+    fn island(&self, node: Node) -> Island {
+        self.sight[node].islands[self.changes % 2]
     }
 
     fn request(&self, it: &Live, arrived: u64) -> ArbiterRequest {
@@ -404,7 +438,8 @@ impl World {
         ArbiterRequest {
             id: it.id,
             work: it.plan.kind.work(uuid(it.plan.target)),
-            source: source(sight.known, it.plan.from),
+            name: (!it.left).then(|| name(it.plan.target).as_str().into()),
+            source: if sight.known { source(true, it.plan.from) } else { possible(it.island) },
             peer: sight.peer.then(|| PeerId(format!("peer {}", it.plan.from))),
             by: TargetKind::Name,
             arrived: self.at(arrived),
@@ -570,10 +605,10 @@ impl World {
         let may_be = |target: Node, one: &Live, other: &Live| {
             let (mine, its) = (self.sight[one.plan.from], self.sight[other.plan.from]);
             if its.known {
-                other.plan.from == target
-            } else {
-                !(mine.peer && its.peer && one.plan.from == other.plan.from)
+                return other.plan.from == target;
             }
+            (one.left || is_in(other.island, target))
+                && !(mine.peer && its.peer && one.plan.from == other.plan.from)
         };
         may_be(first.plan.target, first, second) || may_be(second.plan.target, second, first)
     }
@@ -591,7 +626,25 @@ impl World {
     }
 }
 
-fn sight() -> impl Strategy<Value = Sight> {
+fn is_in(island: Island, node: Node) -> bool {
+    island.is_none_or(|it| it & (1 << node) != 0)
+}
+
+/// The source of a request whose key these can have. Every second one is listed by its name.
+fn possible(island: Island) -> RequestSource {
+    let Some(set) = island else { return RequestSource::Unknown };
+    let (by_uuid, by_name): (Vec<Node>, Vec<Node>) =
+        (0..8).filter(|it| is_in(Some(set), *it)).partition(|it| it % 2 == 0);
+    let sources = PossibleSources::new(by_uuid.into_iter().map(uuid), by_name.into_iter().map(name));
+    RequestSource::OneOf(Arc::new(sources))
+}
+
+fn name(node: Node) -> String {
+    format!("name {node}")
+}
+
+/// Draws the facts about each node. Islands overlap as they come.
+fn sights(count: impl Into<prop::collection::SizeRange>) -> impl Strategy<Value = Vec<Sight>> {
     let looks = [
         (false, false, false),
         (false, true, false),
@@ -599,7 +652,36 @@ fn sight() -> impl Strategy<Value = Sight> {
         (true, true, false),
         (true, true, true),
     ];
-    prop::sample::select(looks.to_vec()).prop_map(|(known, peer, serial)| Sight { known, peer, serial })
+    let islands = prop::array::uniform2(prop::option::of(any::<u8>()));
+    vec((prop::sample::select(looks.to_vec()), islands), count).prop_map(|drawn| {
+        let sight = |(node, ((known, peer, serial), islands)): (Node, (_, [Island; 2]))| {
+            let islands = islands.map(|it| it.map(|it| it | 1 << node));
+            Sight { known, islands, peer, serial }
+        };
+        drawn.into_iter().enumerate().map(sight).collect()
+    })
+}
+
+/// Two islands of 2 and 3 nodes that do not meet, and requests within each.
+fn two_islands() -> impl Strategy<Value = (Vec<Sight>, Vec<Plan>, Vec<u16>)> {
+    let plan = |nodes: std::ops::Range<Node>| {
+        (nodes.clone(), kinds(3, 3), nodes).prop_map(|(from, kind, target)| Plan {
+            from,
+            kind,
+            target,
+            patience: 100,
+        })
+    };
+    let plans = vec(prop_oneof![plan(0..2), plan(2..5)], 1..24);
+    (sights(5), plans, vec(any::<u16>(), 0..160)).prop_map(|(sight, plans, draws)| {
+        let own = |(node, it): (Node, Sight)| Sight { islands: [Some(island_of(node)); 2], ..it };
+        (sight.into_iter().enumerate().map(own).collect(), plans, draws)
+    })
+}
+
+/// The island of a node in [`two_islands`].
+fn island_of(node: Node) -> u8 {
+    if node < 2 { 0b00011 } else { 0b11100 }
 }
 
 fn plan(nodes: usize) -> impl Strategy<Value = Plan> {
@@ -613,7 +695,7 @@ fn plan(nodes: usize) -> impl Strategy<Value = Plan> {
 
 /// A world of 2 to 5 nodes, requests of any of them for any of them, and what is drawn.
 fn schedule() -> impl Strategy<Value = (Vec<Sight>, Vec<Plan>, Vec<u16>)> {
-    vec(sight(), 2..=5).prop_flat_map(|sight| {
+    sights(2..=5).prop_flat_map(|sight| {
         let nodes = sight.len();
         (Just(sight), vec(plan(nodes), 1..24), vec(any::<u16>(), 0..160))
     })
@@ -647,10 +729,22 @@ proptest! {
         world.run(&draws);
     }
 
+    /// Of two islands that do not meet one gets no further, and the other does not notice.
+    #[test]
+    fn islands_that_do_not_meet_never_wait_for_each_other((sight, plans, draws) in two_islands()) {
+        for stuck in [island_of(0), island_of(4)] {
+            let mut world = World::new(sight.clone(), plans.clone(), false);
+            world.stuck = stuck;
+            world.go_on(&draws);
+            let left: Vec<_> = world.live.iter().filter(|it| !is_in(Some(stuck), it.plan.from)).collect();
+            prop_assert!(left.is_empty(), "{left:?}");
+        }
+    }
+
     /// Two nodes shoot at each other, each once or more often.
     #[test]
     fn of_two_exactly_one_stays_up(
-        sight in vec(sight(), 2),
+        sight in sights(2),
         shots in vec(0_usize..2, 0..6),
         draws in vec(any::<u16>(), 0..60),
     ) {
@@ -667,7 +761,7 @@ proptest! {
     /// All nodes shoot at all others.
     #[test]
     fn of_many_at_least_one_stays_up(
-        sight in vec(sight(), 2..=5),
+        sight in sights(2..=5),
         order in any::<prop::sample::Index>(),
         draws in vec(any::<u16>(), 0..200),
     ) {

@@ -26,10 +26,11 @@ impl Rig {
 
     fn ask_at(&mut self, seconds: u64, id: u64, ask: Ask) -> Result<SubmitResult, Rejection> {
         let Ask { work, source, peer, arrived, deadline } = ask;
+        let name = work.target().map(|it| format!("name of {it}").as_str().into());
         let (arrived, deadline) = (self.at(arrived), self.at(deadline));
         self.arbiter.submit(
             self.at(seconds),
-            ArbiterRequest { id, work, source, peer, by: TargetKind::Name, arrived, deadline },
+            ArbiterRequest { id, work, name, source, peer, by: TargetKind::Name, arrived, deadline },
         )
     }
 
@@ -76,6 +77,12 @@ impl Ask {
 
     fn from(self, domain: &str) -> Self {
         Self { source: RequestSource::Known(domain.into()), ..self }
+    }
+
+    /// From one of these, by UUID or by the name that [`Rig::ask_at`] gives each target.
+    fn by_one_of(self, uuids: &[&str], names: &[&str]) -> Self {
+        let sources = PossibleSources::new(uuids.iter().map(|it| (*it).to_owned()), names);
+        Self { source: RequestSource::OneOf(Arc::new(sources)), ..self }
     }
 
     fn at(self, peer: &str) -> Self {
@@ -162,6 +169,46 @@ fn unless_both_come_from_one_peer() {
     assert!(!conflict(off("c").from("a").at("p"), off("d").at("p")));
     // A known source is exact, one peer or not: a shoots itself here.
     assert!(conflict(off("a").from("a").at("p"), off("d").from("a").at("p")));
+}
+
+#[test]
+fn a_key_of_few_comes_by_one_of_these() {
+    let red = || off("red1").by_one_of(&["red1", "red2"], &[]);
+    let blue = || off("blue1").by_one_of(&["blue1"], &["name of blue2"]);
+    assert!(!conflict(red(), blue()));
+    assert!(!conflict(blue(), red()));
+    assert!(conflict(off("red2"), red()));
+    assert!(conflict(off("blue2").from("x"), blue()));
+    assert!(!conflict(off("blue2").at("p"), blue().at("p")));
+    assert!(!conflict(off("blue3").from("x"), blue()));
+    // A source that is not known at all may be any domain.
+    assert!(conflict(red(), off("blue1")));
+    // A domain of both is where the two meet.
+    let both = || off("x").by_one_of(&["red1", "blue1"], &[]);
+    assert!(conflict(red(), both()));
+    assert!(conflict(blue(), both()));
+}
+
+#[test]
+fn what_hangs_holds_up_its_own_island() {
+    let mut rig = Rig::new();
+    let (red, blue) = (["red1", "red2"], ["blue1", "blue2"]);
+    assert_eq!(rig.ask(1, off("red1").by_one_of(&red, &[])), RUN);
+    let one = rig.at(1);
+    assert_eq!(rig.arbiter.answered(one, 1, false, LateEffect::Any), []);
+    assert_eq!(rig.ask(2, off("red2").by_one_of(&red, &[])), WAIT);
+    assert_eq!(rig.ask(3, off("blue1").by_one_of(&blue, &[])), RUN);
+    assert_eq!(rig.ask(4, off("blue2").from("blue1")), WAIT);
+    assert_eq!(rig.seen_off(3), [Drop(4, Rejection::SourceFenced)]);
+    assert_eq!(rig.finished(1), [Run(2)]);
+}
+
+#[test]
+fn a_target_whose_name_is_not_known_may_be_any_of_the_names() {
+    let sources = PossibleSources::new(["a".to_owned()], ["n"]);
+    let name = |it: &str| Some(TargetName::from(it));
+    assert!(sources.hold("a", name("x").as_ref()) && sources.hold("b", name("N").as_ref()));
+    assert!(sources.hold("b", None) && !sources.hold("b", name("x").as_ref()));
 }
 
 #[test]
@@ -386,7 +433,10 @@ fn a_request_by_name_joins_none_by_uuid() {
     let mut ask = |id, by| {
         let (arrived, deadline) = (rig.at(0), rig.at(30));
         let (work, source) = (ArbitratedAction::Off("b".to_owned()), RequestSource::Unknown);
-        rig.arbiter.submit(arrived, ArbiterRequest { id, work, source, peer: None, by, arrived, deadline })
+        rig.arbiter.submit(
+            arrived,
+            ArbiterRequest { id, work, name: None, source, peer: None, by, arrived, deadline },
+        )
     };
     assert_eq!([ask(1, Uuid), ask(2, Uuid), ask(3, Name)], [Ok(SubmitResult::Run), joined(1), WAIT]);
     assert_eq!([ask(4, Name), ask(5, Uuid), ask(6, Name)], [joined(3), WAIT, WAIT]);
@@ -398,6 +448,7 @@ fn an_installed_request_that_is_past_it_is_not_joined() {
     let request = |id, rig: &Rig| ArbiterRequest {
         id,
         work: ArbitratedAction::Reboot("b".to_owned()),
+        name: None,
         source: RequestSource::Unknown,
         peer: None,
         by: TargetKind::Name,
@@ -585,6 +636,7 @@ fn what_holds_a_request_up_is_named_while_it_is_in_flight() {
     let mut rig = Rig::new();
     let asked = |id, work: ArbitratedAction, rig: &Rig| ArbiterRequest {
         id,
+        name: None,
         work,
         source: RequestSource::Unknown,
         peer: None,

@@ -681,7 +681,7 @@ impl ClaimMessage {
         let (what, target) = (work.action().into(), work.target().unwrap_or_default());
         let source = match source {
             RequestSource::Known(source) => Some(source.clone()),
-            RequestSource::Unknown => None,
+            RequestSource::OneOf(_) | RequestSource::Unknown => None,
         };
         Self { id, what, target: target.to_owned(), source, peer: peer.map(|it| it.0.clone()) }
     }

@@ -679,6 +679,7 @@ impl ReplicatedArbiter {
         ArbiterRequest {
             id,
             work: claim.work(),
+            name: None,
             source: claim.source.clone().map_or(RequestSource::Unknown, RequestSource::Known),
             // An address or a context id identifies a peer only on the host that saw it.
             peer: claim.peer.as_ref().map(|it| PeerId(format!("{} {it}", key.0))),

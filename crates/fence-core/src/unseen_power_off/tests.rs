@@ -204,6 +204,7 @@ impl World {
             false => RequestSource::Unknown,
         };
         let request = ArbiterRequest {
+            name: None,
             id: node as u64,
             work: ArbitratedAction::Off(uuid(1 - node)),
             source,

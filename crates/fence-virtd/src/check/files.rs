@@ -18,8 +18,7 @@ use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, faccessat, geteuid};
 
 use super::finding::{Finding, USER};
-use crate::listener::keys::{KeyNotice, ListenerKeys, shown_group};
-use crate::listener::rules::have_keys;
+use crate::listener::keys::{KeyNotice, ListenerKeys, have_keys, shown_group};
 
 /// Step after the disk of the audit file is well again.
 const MENDS_ITSELF: &str = "the daemon opens the file by itself, at once after SIGHUP";
@@ -49,7 +48,7 @@ pub(super) fn keys(config: &Config) -> Vec<Finding> {
                 loaded => key(file, loaded, &format!("listener {}", config.name_of(listener))),
             });
         }
-        if let Ok((_, odd)) = ListenerKeys::load(files, groups, rule) {
+        if let Ok((_, odd)) = ListenerKeys::load(files, groups, rule, None) {
             // Those of the files are found with the files.
             let odd = odd.iter().filter(|it| !matches!(it, KeyNotice::Exposed(_)));
             notices.extend(odd.map(ToString::to_string));

@@ -5,8 +5,8 @@
 //! that stands in several files is one key: the key of a packet's hash decides what its holder may fence, and
 //! that must not depend on the order of the files. Nothing here may show a byte of a key.
 
-use fence_core::access::KeyProof;
-use std::collections::HashMap;
+use fence_core::access::{KeyProof, possible_sources};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -14,11 +14,12 @@ use std::sync::{Arc, Mutex, Weak};
 
 use fence_cli::key_file::{self, ExposedKey, KeyFileError, KeyRule};
 use fence_cli::shown as shown_path;
-use fence_config::Group;
+use fence_config::{Config, Group};
 use fence_wire::{Key, KeyTag, escaped};
 
 use crate::util::locks::lock;
 use fence_core::access::group_title;
+use fence_core::arbiter::PossibleSources;
 
 /// Number of keys from which on their fingerprints are made only for those who ask for one of them: each
 /// takes some ten milliseconds.
@@ -43,6 +44,11 @@ pub(crate) struct ListenerKeys {
 /// listeners and reloads. Keeps no key alive: a key that no listener and no request uses is forgotten.
 #[derive(Debug, Default)]
 pub(crate) struct KeysInUse(Mutex<Vec<Weak<ListenerKeys>>>);
+
+/// Keys of all listeners of the configuration. Any domain may have them: what such a key opens for a listener
+/// that has it as a group's alone comes from anybody, too.
+#[derive(Debug)]
+pub(crate) struct OpenKeys(HashSet<KeyTag>);
 
 /// Reason why a listener's keys can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -103,16 +109,19 @@ impl ListenerKeys {
         files: &[PathBuf],
         groups: &[Group],
         rule: KeyRule,
+        open: Option<&OpenKeys>,
     ) -> Result<(Self, Vec<KeyNotice>), KeysError> {
-        Self::load_reusing(&KeysInUse::default(), files, groups, rule)
+        Self::load_reusing(&KeysInUse::default(), files, groups, rule, open)
     }
 
-    /// Loads every key file of a listener and of all groups; a key that is in use is not made anew.
+    /// Loads every key file of a listener and of all groups; a key that is in use is not made anew. `open`
+    /// are the keys of all listeners; none where they are not known: any key may be one.
     pub(crate) fn load_reusing(
         in_use: &KeysInUse,
         files: &[PathBuf],
         groups: &[Group],
         rule: KeyRule,
+        open: Option<&OpenKeys>,
     ) -> Result<(Self, Vec<KeyNotice>), KeysError> {
         let (mut loaded, mut exposed) = (Vec::new(), Vec::new());
         let mut add = |holder, file, key_file::LoadedKey { key, exposed: notice }| {
@@ -133,7 +142,11 @@ impl ListenerKeys {
             KeyHolder::Listener => "the listener".to_owned(),
             KeyHolder::Group(place) => shown_group(place, &groups[place]),
         };
-        let (mut keys, notices) = merge(loaded, name, &in_use.all());
+        let sources = |tag: &KeyTag, opened: &_| {
+            let is_of_groups_alone = open.is_some_and(|it| !it.has(tag));
+            possible_sources(groups, opened).filter(|_| is_of_groups_alone).map(Arc::new)
+        };
+        let (mut keys, notices) = merge(loaded, name, &in_use.all(), sources);
         keys.note_addresses(groups);
         exposed.extend(notices);
         Ok((keys, exposed))
@@ -143,7 +156,7 @@ impl ListenerKeys {
     #[cfg(test)]
     pub(crate) fn of(keys: impl Iterator<Item = Key>) -> Self {
         let held = |key| HeldKey { holder: KeyHolder::Listener, file: Path::new("/k"), key };
-        merge(keys.map(held).collect(), |_| String::new(), &[]).0
+        merge(keys.map(held).collect(), |_| String::new(), &[], |_, _| None).0
     }
 
     pub(crate) fn all(&self) -> &[Key] {
@@ -217,6 +230,29 @@ impl ListenerKeys {
     }
 }
 
+impl OpenKeys {
+    /// Loads the keys of all listeners; none where one can't be read, and a listener may have it later.
+    pub(crate) fn load(config: &Config, rule: KeyRule) -> Option<Self> {
+        let is_spared = config.groups.as_deref().is_some_and(have_keys);
+        let mut tags = HashSet::new();
+        for own in config.listeners.iter().filter_map(|it| it.keys()) {
+            for file in &own.key_files {
+                match key_file::load(file, rule) {
+                    Ok(it) => drop(tags.insert(it.key.tag())),
+                    Err(KeyFileError::Missing { .. }) if is_spared && !own.key_files_named => {}
+                    Err(_) => return None,
+                }
+            }
+        }
+        Some(Self(tags))
+    }
+
+    /// Returns whether the key with this tag is one of them.
+    pub(crate) fn has(&self, tag: &KeyTag) -> bool {
+        self.0.contains(tag)
+    }
+}
+
 impl KeysInUse {
     /// Enters the keys of a listener.
     pub(crate) fn add(&self, keys: &Arc<ListenerKeys>) {
@@ -237,6 +273,7 @@ fn merge(
     loaded: Vec<HeldKey<'_>>,
     name: impl Fn(KeyHolder) -> String,
     in_use: &[Arc<ListenerKeys>],
+    sources_of: impl Fn(&KeyTag, &BTreeSet<usize>) -> Option<Arc<PossibleSources>>,
 ) -> (ListenerKeys, Vec<KeyNotice>) {
     let (mut keys, mut all_uses) = (ListenerKeys::default(), Vec::<Vec<(KeyHolder, &Path)>>::new());
     for HeldKey { holder, file, key } in loaded {
@@ -252,7 +289,7 @@ fn merge(
         all_uses.push(vec![(holder, file)]);
     }
     let mut notices = Vec::new();
-    for (key, uses) in keys.keys.iter().zip(all_uses) {
+    for ((key, tag), uses) in keys.keys.iter().zip(&keys.tags).zip(all_uses) {
         if uses.len() > 1 {
             notices.extend(duplicate_key_notices(&key.fingerprint(), &uses, &name));
         }
@@ -261,7 +298,9 @@ fn merge(
             KeyHolder::Group(place) => Some(*place),
             KeyHolder::Listener => None,
         });
-        keys.proofs.push(Arc::new(KeyProof { key: key.clone(), listener, groups: groups.collect() }));
+        let groups = groups.collect();
+        let sources = sources_of(tag, &groups).filter(|_| !listener);
+        keys.proofs.push(Arc::new(KeyProof { key: key.clone(), listener, groups, sources }));
         // The listener's files come first, and so do its keys.
         keys.own += usize::from(listener);
     }
@@ -318,6 +357,11 @@ fn list<T: AsRef<str>>(items: impl Iterator<Item = T>) -> String {
     if text.is_empty() { "none".to_owned() } else { text }
 }
 
+/// Returns true if every group has keys of its own.
+pub(crate) fn have_keys(groups: &[Group]) -> bool {
+    !groups.is_empty() && groups.iter().all(|it| !it.key_files.is_empty())
+}
+
 pub(crate) fn shown_group(place: usize, group: &Group) -> String {
     escaped(&group_title(place, group)).to_string()
 }
@@ -332,7 +376,7 @@ mod tests {
     const RULE: KeyRule = KeyRule::WarnOfExposed;
 
     fn load(files: &[PathBuf], groups: &[Group]) -> Result<(ListenerKeys, Vec<KeyNotice>), KeysError> {
-        ListenerKeys::load(files, groups, RULE)
+        ListenerKeys::load(files, groups, RULE, Some(&OpenKeys(HashSet::new())))
     }
 
     struct Scratch(tempfile::TempDir);
@@ -402,7 +446,7 @@ mod tests {
             load(std::slice::from_ref(&a), &groups(&[("red", &[&b]), ("blue", &[&c])])).unwrap();
         assert_eq!(keys.all().len(), 1);
         let proof = keys.proof(Some(0)).unwrap();
-        assert!(proof.listener && proof.groups == std::collections::BTreeSet::from([0, 1]));
+        assert!(proof.listener && proof.groups == BTreeSet::from([0, 1]));
         let [notice] = &notices[..] else { panic!("{notices:?}") };
         let text = notice.to_string();
         for part in ["the listener (", "group red (", "group blue (", &proof.key.fingerprint()]
@@ -420,7 +464,7 @@ mod tests {
         let (a, b) = (scratch.file("a", "one key"), scratch.file("b", "another"));
         let load = |in_use: &_, files: &[&PathBuf]| {
             let files: Vec<_> = files.iter().copied().cloned().collect();
-            ListenerKeys::load_reusing(in_use, &files, &[], RULE).unwrap().0
+            ListenerKeys::load_reusing(in_use, &files, &[], RULE, None).unwrap().0
         };
         let in_use = KeysInUse::default();
         let first = Arc::new(load(&in_use, &[&a]));
@@ -464,6 +508,36 @@ mod tests {
         assert_eq!(keys.of_address("::ffff:10.0.0.1".parse().unwrap()), [1]);
         assert!(keys.of_address("10.0.0.2".parse().unwrap()).is_empty());
         assert_eq!(keys.place_of(keys.tag(1).unwrap()), Some(1));
+    }
+
+    #[test]
+    fn a_key_of_groups_comes_from_their_members_unless_a_listener_has_it_too() {
+        let scratch = Scratch::new();
+        let (all, red, blue) =
+            (scratch.file("all", "all"), scratch.file("red", "red"), scratch.file("blue", "blue"));
+        let text = format!(
+            "fence_virtd {{ listener = \"multicast, tcp\"; backend = \"libvirt\"; }} \
+             listeners {{ multicast {{ key_file = \"{}\"; }} tcp {{ key_file = \"{}\"; }} }} \
+             backends {{ libvirt {{ }} }} \
+             groups {{ group {{ uuid = \"a\"; uuid = \"b\"; key_file = \"{}\"; }} \
+             group {{ uuid = \"c\"; uuid = \"d\"; key_file = \"{}\"; }} }}",
+            all.display(),
+            blue.display(),
+            red.display(),
+            blue.display()
+        );
+        let config = fence_config::load(text.as_bytes()).config.unwrap();
+        let groups = config.groups.as_deref().unwrap();
+        let open = OpenKeys::load(&config, RULE);
+        let are_known = |open: Option<&OpenKeys>| {
+            let (keys, _) = ListenerKeys::load(std::slice::from_ref(&all), groups, RULE, open).unwrap();
+            [0, 1, 2].map(|it| keys.proof(Some(it)).unwrap().sources.is_some())
+        };
+        // The listener's own; red's; blue's, which the other listener has.
+        assert_eq!(are_known(open.as_ref()), [false, true, false]);
+        assert_eq!(are_known(None), [false, false, false]);
+        fs::remove_file(&blue).unwrap();
+        assert!(OpenKeys::load(&config, RULE).is_none());
     }
 
     #[test]

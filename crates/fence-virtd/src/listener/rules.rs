@@ -17,7 +17,7 @@ use tracing::{info, warn};
 
 use super::StartError;
 use crate::listener::auth::{PacketProof, StreamAuth};
-use crate::listener::keys::{KeysError, KeysInUse, ListenerKeys};
+use crate::listener::keys::{KeysError, KeysInUse, ListenerKeys, OpenKeys, have_keys};
 use crate::request::rules_now::{JudgedAgain, RulesNow};
 use fence_core::access::{AccessRules, KeyProof};
 
@@ -57,16 +57,20 @@ pub(crate) struct GroupSettings {
     access: Arc<AccessRules>,
     keys_in_use: Arc<KeysInUse>,
     key_rule: KeyRule,
+    /// Keys of all listeners; none where they are not known.
+    open: Option<Arc<OpenKeys>>,
 }
 
 impl GroupSettings {
     pub(crate) fn new(config: &Config, keys_in_use: &Arc<KeysInUse>) -> Self {
         let groups = config.groups.as_deref();
+        let key_rule = KeyRule::strict(config.daemon.strict_keys);
         Self {
             groups: groups.unwrap_or_default().into(),
             access: Arc::new(AccessRules::new(groups)),
             keys_in_use: Arc::clone(keys_in_use),
-            key_rule: KeyRule::strict(config.daemon.strict_keys),
+            key_rule,
+            open: OpenKeys::load(config, key_rule).map(Arc::new),
         }
     }
 }
@@ -182,9 +186,7 @@ impl ListenerRules {
             // Without a hash in the packet its key is one of the listener's own, or none was asked for.
             (None, Some(place)) if self.auth.keys.is_own(place) => Ok(None),
             (None, _) if earlier.auth.hash == HashType::None => Ok(None),
-            _ => {
-                Err(format!("its key {} was taken away", key.fingerprint()))
-            }
+            _ => Err(format!("its key {} was taken away", key.fingerprint())),
         }
     }
 
@@ -238,8 +240,9 @@ fn keys(
 ) -> Result<ListenerKeys, KeysError> {
     let unproved = hash == HashType::None && auth == HashType::None;
     let load = |files| {
-        let GroupSettings { groups, keys_in_use, key_rule, .. } = groups;
-        let (keys, notices) = ListenerKeys::load_reusing(keys_in_use, files, groups, *key_rule)?;
+        let GroupSettings { groups, keys_in_use, key_rule, open, .. } = groups;
+        let (keys, notices) =
+            ListenerKeys::load_reusing(keys_in_use, files, groups, *key_rule, open.as_deref())?;
         for notice in notices {
             warn!("{notice}");
         }
@@ -260,11 +263,6 @@ fn keys(
         }
         loaded => loaded,
     }
-}
-
-/// Returns true if every group has keys of its own.
-pub(crate) fn have_keys(groups: &[Group]) -> bool {
-    !groups.is_empty() && groups.iter().all(|it| !it.key_files.is_empty())
 }
 
 #[cfg(test)]

@@ -109,7 +109,10 @@ impl RequestJob {
     pub(crate) fn source(&self) -> RequestSource {
         match self.certain_domain() {
             Some(uuid) if self.transport != TCP => RequestSource::Known(uuid.to_string()),
-            _ => RequestSource::Unknown,
+            _ => {
+                let sources = self.key.as_ref().and_then(|it| it.sources.clone());
+                sources.map_or(RequestSource::Unknown, RequestSource::OneOf)
+            }
         }
     }
 

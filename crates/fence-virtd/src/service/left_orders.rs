@@ -147,6 +147,9 @@ impl Service {
         ArbiterRequest {
             id: self.next_request(),
             work,
+            // The domain may have another name by now: it may be a source wherever a group lists names.
+            name: None,
+            // What keys open may have changed: a source that is not known may be any domain.
             source: source.map_or(RequestSource::Unknown, RequestSource::Known),
             peer: peer.map(PeerId),
             by: TargetKind::Name,

@@ -457,7 +457,7 @@ impl Service {
             },
             known_source: match source {
                 RequestSource::Known(uuid) => Some(uuid),
-                RequestSource::Unknown => None,
+                RequestSource::OneOf(_) | RequestSource::Unknown => None,
             },
             peer_id: peer.map(|it| it.0),
         };
@@ -631,6 +631,7 @@ fn arbiter_request(
     ArbiterRequest {
         id: job.id,
         work,
+        name: resolved.domain().map(|it| it.name.as_str().into()),
         source: job.source(),
         peer: job.peer_id(),
         by: named_by(resolved),

@@ -364,6 +364,7 @@ mod tests {
         ArbiterRequest {
             id,
             work,
+            name: None,
             source: RequestSource::Known(source.into()),
             peer: None,
             by: TargetKind::Name,

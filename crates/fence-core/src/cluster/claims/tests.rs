@@ -23,7 +23,16 @@ struct Net {
 const UNKNOWN_LIMIT: Duration = Duration::from_secs(15);
 
 fn request(work: ArbitratedAction, source: RequestSource, at: Instant) -> ArbiterRequest {
-    ArbiterRequest { id: 0, work, source, peer: None, by: TargetKind::Name, arrived: at, deadline: at }
+    ArbiterRequest {
+        id: 0,
+        work,
+        name: None,
+        source,
+        peer: None,
+        by: TargetKind::Name,
+        arrived: at,
+        deadline: at,
+    }
 }
 
 fn member(host: usize) -> Member {
@@ -101,6 +110,7 @@ impl Net {
 
     fn claim(&mut self, host: usize, work: ArbitratedAction, source: Option<&str>) -> u64 {
         let request = ArbiterRequest {
+            name: None,
             id: 0,
             work,
             source: source.map_or(RequestSource::Unknown, |it| RequestSource::Known(it.to_owned())),
@@ -134,6 +144,7 @@ impl Net {
 
     fn restore(&mut self, host: usize, target: &str, source: &str) -> u64 {
         let request = ArbiterRequest {
+            name: None,
             id: 0,
             work: ArbitratedAction::Off(target.to_owned()),
             source: RequestSource::Known(source.to_owned()),
@@ -704,6 +715,7 @@ fn a_host_does_not_take_more_than_it_can_tell() {
     }
     net.settle();
     let request = ArbiterRequest {
+        name: None,
         id: 0,
         work: ArbitratedAction::Off("one more".to_owned()),
         source: RequestSource::Unknown,

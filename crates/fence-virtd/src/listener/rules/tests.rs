@@ -39,7 +39,7 @@ fn configs() -> impl Strategy<Value = DrawnConfig> {
 }
 
 impl DrawnConfig {
-    fn load(&self, directory: &Path, cache: &Arc<FingerprintCache>) -> ListenerRules {
+    fn load(&self, directory: &Path, cache: &Arc<KeysInUse>) -> ListenerRules {
         let files = |names: &[&str]| -> String {
             names.iter().map(|it| format!("key_file = \"{}/{it}\"; ", directory.display())).collect()
         };
@@ -67,7 +67,7 @@ impl DrawnConfig {
 /// The keys, whose fingerprints are computed once.
 struct KeyRing {
     directory: tempfile::TempDir,
-    cache: Arc<FingerprintCache>,
+    cache: Arc<KeysInUse>,
     _keys: Arc<ListenerKeys>,
 }
 
@@ -79,8 +79,8 @@ impl KeyRing {
             std::fs::write(file, name.repeat(20)).unwrap();
             std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600)).unwrap();
         }
-        let (keys, _) = ListenerKeys::load(&files, &[], KeyRule::RefuseExposed).unwrap();
-        let (cache, keys) = (Arc::<FingerprintCache>::default(), Arc::new(keys));
+        let (keys, _) = ListenerKeys::load(&files, &[], KeyRule::RefuseExposed, None).unwrap();
+        let (cache, keys) = (Arc::<KeysInUse>::default(), Arc::new(keys));
         cache.add(&keys);
         Self { directory, cache, _keys: keys }
     }

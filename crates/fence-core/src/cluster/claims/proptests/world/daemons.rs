@@ -25,6 +25,7 @@ impl World {
         }
         let sight = self.sight[plan.from];
         let request = ArbiterRequest {
+            name: None,
             id: 0,
             work: plan.kind.work(uuid(plan.target)),
             source: source(sight.known, plan.from),

@@ -76,6 +76,7 @@ impl World {
         for (number, order) in late.iter_mut().filter(|(_, it)| it.place == place) {
             let from = order.plan.from;
             let request = ArbiterRequest {
+                name: None,
                 id: 0,
                 work: order.plan.kind.work(uuid(order.plan.target)),
                 source: source(sights.get(from).copied().unwrap_or(false), from),
