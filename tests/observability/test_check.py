@@ -204,6 +204,31 @@ def test_keys_of_groups(setup):
     assert b"the key of a group" not in setup.run("--check", "-f", setup.file).out.encode()
 
 
+def test_islands(setup):
+    """Which groups' requests can wait for which."""
+    keys = {name: programs.write_key(setup.directory / name, f"the key of {name}, long enough".encode()) for name in ("red", "blue")}
+    group = lambda name, *members, more="": (f'group {{ name = "{name}"; key_file = "{keys[name]}"; {more} '
+                                             + "".join(f'uuid = "{it}"; ' for it in members) + "}")
+    said = lambda found: {about: it["text"] for (check, about), it in found.items() if check == "islands"}
+    setup.write()
+    assert said(setup.check()[1])[""].startswith("one: without groups")
+    setup.write(groups=f"groups {{ {group('red', 'vm1', 'vm2')} {group('blue', 'vm3', 'vm4')} }}")
+    rc, found = setup.check()
+    assert rc == 0 and said(found) == {"": "2: what hangs, or asks without end, in one holds up no other",
+                                       "group red": "waits for no other group", "group blue": "waits for no other group"}
+    # One names it by its name, the other by its UUID.
+    by_uuid = group("blue", *map(testdriver.uuid_of, ("vm1", "vm3")))
+    setup.write(groups=f"groups {{ {group('red', 'vm1', 'vm2')} {by_uuid} }}")
+    assert said(setup.check()[1])["group red"] == "can wait for 1 other group: group blue"
+    by_address = group("red", "vm1", "vm2", more='ip = "10.0.0.1";')
+    setup.write(groups=f"groups {{ {by_address} {group('blue', 'vm3', 'vm4')} }}")
+    lines = setup.run("--check", "-f", setup.file).out.splitlines()
+    assert [it for it in lines if " islands" in it] == [
+        "ok       islands: one: the requests of all groups can wait for each other",
+        "ok       islands group red: any domain may be the source of its requests: its sources are addresses (`ip`)",
+        "ok       islands group blue: can wait for group red, of which any domain may be the source"]
+
+
 def test_no_proof_is_a_warning(setup):
     setup.write(tcp='hash = "none"; auth = "none";')
     rc, found = setup.check()

@@ -17,6 +17,7 @@ mod groups;
 mod hosts;
 #[cfg(feature = "libvirt")]
 mod hypervisors;
+mod islands;
 #[cfg(feature = "libvirt")]
 mod lost_machines;
 mod network;
@@ -88,6 +89,7 @@ fn all(file: &Path) -> Vec<Finding> {
     #[cfg(not(feature = "libvirt"))]
     let (own, is_whole, answers) = (Vec::new(), false, true);
     found.extend(groups::all(&config, is_whole.then_some(&own[..])));
+    found.extend(islands::all(&config, is_whole.then_some(&own[..])));
     found.extend(down_command::all(&config));
     found.extend(hosts::all(&config, state.as_deref(), &running, (&own, answers)));
     #[cfg(feature = "cpg")]
