@@ -123,7 +123,7 @@ suites: packages-test reference-today ## every suite of tests/ against target/di
 SUITES = suite-cpg-1 suite-elsewhere-1 suite-agents suite-cpg-3 suite-guests suite-elsewhere-2 suite-cpg-2 suite-e2e suite-truth_search suite-fence_races \
     suite-field suite-compliance suite-pacemaker suite-diagnose suite-cts suite-transports suite-attacks \
     suite-reference suite-reference-today suite-several_hosts suite-attacks-reference suite-keys suite-observability suite-sandbox \
-    suite-contained suite-configure suite-packages suite-manual suite-checks suite-bench
+    suite-islands suite-contained suite-configure suite-packages suite-manual suite-checks suite-bench
 
 check: packages-build ## format, lints, and the checks in scripts/
 	cargo fmt --all --check
