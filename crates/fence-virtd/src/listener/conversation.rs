@@ -16,6 +16,7 @@ use fence_wire::{
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::timeout_at;
 
+use crate::listener::admission::AdmissionSlot;
 use crate::listener::auth::{PacketProof, StreamAuth};
 use crate::request::job::{ClientReply, RequestJob, RequestOutcome, ResolvedTarget};
 use crate::request::lease::{Lease, LeaseEndReason};
@@ -53,6 +54,9 @@ pub(crate) enum ConversationError {
     /// The stream is another process's.
     #[error("a newer request came from the same address and port, and the stream may be its own")]
     Superseded,
+    /// The slot was evicted before the client had sent its challenge.
+    #[error("the client sent no challenge yet, and there were too many requests")]
+    PushedOut,
     /// No random bytes from the system.
     #[error("no random bytes: {0}")]
     Random(rand::rngs::SysError),
@@ -70,6 +74,7 @@ impl ConversationError {
             Self::Proof(ProofError::LooksLikeRequest) => "challenge-like-request",
             Self::Proof(_) => "wrong-proof",
             Self::Superseded => "superseded",
+            Self::PushedOut => "pushed-out",
             Self::Random(_) => "no-random-bytes",
         }
     }
@@ -129,11 +134,18 @@ pub(crate) struct StreamOwnership {
     pub(crate) is_late: bool,
 }
 
+/// Stream with a client, and the slot that the client has. The slot settles when the client has sent its
+/// challenge.
+pub(crate) struct ClientStream<S> {
+    pub(crate) stream: S,
+    pub(crate) slot: AdmissionSlot,
+}
+
 /// Holds the conversation of `job` to its end, sealed or classic as its packet was. `resolved` is the target,
 /// if it is known already; `ownership` is to be checked where this side opened the stream.
 pub(crate) async fn converse<S>(
     service: Arc<Service>,
-    stream: S,
+    ClientStream { stream, slot }: ClientStream<S>,
     auth: StreamAuth,
     packet: PacketProof,
     job: RequestJob,
@@ -145,14 +157,17 @@ pub(crate) async fn converse<S>(
     let (reader, writer) = tokio::io::split(stream);
     let (auth, run) = (&auth, ownership.as_ref().map(|it| it.run));
     let (is_proved, has_spoken) = (false, false);
+    let service = &service;
     let mut link =
-        StreamLink { service: &service, auth, packet, reader, writer, ownership, run, is_proved, has_spoken };
+        StreamLink { service, slot, auth, packet, reader, writer, ownership, run, is_proved, has_spoken };
     service.run_request(&job, resolved, &mut link).await;
 }
 
 /// The stream to one client.
 struct StreamLink<'a, S> {
     service: &'a Service,
+    /// Slot of the client, until the conversation is over.
+    slot: AdmissionSlot,
     auth: &'a StreamAuth,
     packet: PacketProof,
     reader: ReadHalf<S>,
@@ -178,19 +193,26 @@ impl<'a, S: AsyncRead + AsyncWrite + Send> ClientLink for StreamLink<'a, S> {
         _: &Lease,
         resolving: impl Future<Output = ResolvedTarget> + Send,
     ) -> (Result<OpenedStream<'a>, ProofFailure>, ResolvedTarget) {
-        let Self { service, auth, packet, reader, writer, ownership, .. } = self;
+        let Self { service, slot, auth, packet, reader, writer, ownership, .. } = self;
         if packet.sealed.is_some() {
             // Nobody but the process that sent the packet can give the proof, whatever comes from its port.
             *ownership = None;
         }
         let begun = HostStream::begin(packet.sealed, auth.hash.classic(), auth.keys.key(packet.key));
         let opening = async {
-            Ok(match begun? {
+            Ok::<_, ConversationError>(match begun? {
                 HostStream::Open(proof, response) => OpenedStream::Unproved(proof, response),
                 HostStream::Challenge(handshake) => {
                     OpenedStream::Answered(open(service, reader, writer, handshake, ownership, job).await?)
                 }
             })
+        };
+        let opening = async {
+            let opened = tokio::select! {
+                opened = opening => opened?,
+                () = slot.pushed_out() => return Err(ConversationError::PushedOut),
+            };
+            if slot.settle() { Ok(opened) } else { Err(ConversationError::PushedOut) }
         };
         let (opened, resolved) = tokio::join!(opening, resolving);
         (opened.map_err(|error: ConversationError| error.failure()), resolved)

@@ -3,27 +3,44 @@
 
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit};
+
 use crate::util::backoff::Backoff;
 
 /// Open files that the daemon asks the system for, up to the hard limit: more than all other limits together
 /// need.
 pub(crate) const DESCRIPTORS: u64 = 16_384;
 
-/// Connections to the tcp listener, and to the vsock listener, at once; and of one peer. The oldest
-/// connection without a valid request is evicted for a new one.
-pub(crate) const MAX_CONNECTIONS: usize = 1024;
+/// Open files that are left to everything but the connections of listeners.
+const OTHER_DESCRIPTORS: usize = 96;
+/// Tables of slots that share the rest: tcp, vsock, multicast, and one to spare.
+const SLOT_TABLES: usize = 4;
+
+/// Connections to the tcp listener, and to the vsock listener, at once; and of one peer with one key. One key
+/// has two thirds of them at most. The oldest connection without a challenge is evicted for a new one.
+pub(crate) const MAX_CONNECTIONS: usize = 1536;
 /// See [`MAX_CONNECTIONS`].
 pub(crate) const MAX_CONNECTIONS_OF_PEER: usize = 128;
-/// Requests in flight at the multicast listener; and of one client address. The oldest request whose client
-/// was not reached yet is evicted for a new one.
-pub(crate) const MAX_REQUESTS: usize = 1024;
+/// Returns how many of these slots there are with the limit of open files that is in force.
+pub(crate) fn slots(most: usize) -> usize {
+    let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+    slots_with(most, usize::try_from(files).unwrap_or(usize::MAX))
+}
+
+fn slots_with(most: usize, files: usize) -> usize {
+    most.min(files.saturating_sub(OTHER_DESCRIPTORS) / SLOT_TABLES).max(SLOT_TABLES)
+}
+
+/// Requests in flight at the multicast listener; and of one client address with one key. One key has two
+/// thirds of them at most. The oldest request whose client has sent no challenge is evicted for a new one.
+pub(crate) const MAX_REQUESTS: usize = 1536;
 /// See [`MAX_REQUESTS`].
 pub(crate) const MAX_REQUESTS_OF_PEER: usize = 128;
 /// Requests with a call-back to another address than that of the packet, until that address answers. A packet
 /// can name any address, and each address that no machine has occupies an entry of the kernel's neighbour
 /// table (1024 by default, for the whole machine) for 3 s. So few are admitted at once, and at a limited
-/// rate.
-pub(crate) const MAX_REDIRECTED: usize = 64;
+/// rate; one key has two thirds of them at most.
+pub(crate) const MAX_REDIRECTED: usize = 96;
 /// Time after which such a request can be evicted for a new one.
 pub(crate) const REDIRECTED_GRACE: Duration = Duration::from_millis(300);
 
@@ -80,3 +97,15 @@ pub(crate) const SERIAL_ANSWER_LIMIT: Duration = Duration::from_secs(10);
 pub(crate) const MAX_LINES: usize = 4096;
 /// Pause before a domain's socket is connected to again, first and longest: doubled each time.
 pub(crate) const LINE_BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_open_files_leave_some_to_others_than_connections() {
+        assert_eq!(slots_with(MAX_CONNECTIONS, 16_384), MAX_CONNECTIONS);
+        assert_eq!(slots_with(MAX_CONNECTIONS, 256), 40);
+        assert_eq!(slots_with(MAX_CONNECTIONS, 10), 4);
+    }
+}

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use fence_config::MulticastListener as Settings;
 use fence_net::{MulticastListener as Socket, Scope};
 use fence_wire::{
-    Action, CallBack, ClientRun, HOST_MAGIC, REQUEST_LEN, Received, RequestError, UnprovedRequest, escaped,
+    Action, CallBack, ClientRun, HOST_MAGIC, KeyTag, REQUEST_LEN, Received, RequestError, UnprovedRequest,
+    escaped,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
@@ -24,14 +25,14 @@ use tracing::{debug, info, warn};
 
 use self::members::GroupMembership;
 use super::StartError;
-use super::admission::{Admission, AdmissionSlot, AdmissionTable, SettledSlot};
+use super::admission::{Admission, AdmissionSlot, AdmissionTable};
 use super::key_search::{FittedKeys, SearchResult, WaitingSearches, among_all, likely};
 use super::rules::{CurrentRules, ListenerRules};
 use crate::listener::auth::PacketProof;
-use crate::listener::conversation::{StreamOwnership, converse};
+use crate::listener::conversation::{ClientStream, StreamOwnership, converse};
 use crate::listener::limits::{
     CALL_BACK_LIMIT, CALL_BACK_LIMIT_WITH_OTHERS, MAX_ADDRESSES, MAX_REDIRECTED, MAX_REQUESTS,
-    MAX_REQUESTS_OF_PEER, OWNERS_HEAD_START, RECEIVE_BUFFER, REDIRECTED_GRACE, SEARCH_SLICE,
+    MAX_REQUESTS_OF_PEER, OWNERS_HEAD_START, RECEIVE_BUFFER, REDIRECTED_GRACE, SEARCH_SLICE, slots,
 };
 use crate::listener::sources::SourceResolver;
 use crate::observe::metrics::ListenerName;
@@ -140,7 +141,7 @@ impl MulticastReceiver {
             rules,
             sources,
             history: Mutex::new(History::new()),
-            requests: AdmissionTable::new(MAX_REQUESTS, MAX_REQUESTS_OF_PEER),
+            requests: AdmissionTable::new(slots(MAX_REQUESTS), MAX_REQUESTS_OF_PEER),
             negative_delay: settings.negative_delay,
             clients: Mutex::default(),
             redirected_callbacks: AdmissionTable::with_grace(
@@ -334,7 +335,7 @@ impl MulticastReceiver {
         // The packet that is accepted first is the one that the call-back answers, wherever it goes.
         let proof = PacketProof::of(&packet.received);
         let run = ClientRun::of(packet.received.request.sequence, packet.received.request.nonce);
-        let admitted = self.admit(packet, arrived).and_then(|slot| {
+        let admitted = self.admit(packet, &rules, arrived).and_then(|slot| {
             let job = self.job(packet, arrived, &rules);
             let (id, target) = (job.id, escaped(job.target.as_str()));
             debug!(id, peer = %job.peer, action = %job.action, %target, "heard");
@@ -377,10 +378,11 @@ impl MulticastReceiver {
     fn admit(
         &self,
         packet: &CheckedPacket,
+        rules: &ListenerRules,
         arrived: Instant,
-    ) -> Result<AdmissionSlot<IpAddr>, DroppedDatagram> {
+    ) -> Result<AdmissionSlot, DroppedDatagram> {
         let table = if packet.is_redirected { &self.redirected_callbacks } else { &self.requests };
-        match table.take(packet.address.ip(), arrived) {
+        match table.take(packet.address.ip(), packet.tag(rules), arrived) {
             Admission::Granted(slot) => Ok(slot),
             Admission::GrantedByEvicting(slot, evicted) => {
                 let why = "its address had not answered the call-back yet, and there were too many requests";
@@ -421,12 +423,13 @@ impl MulticastReceiver {
         };
         match reached {
             CallBackResult::Reached(stream, address, resolved) => {
-                if let Some(_slot) = self.settle(slot, address) {
+                let tag = proof.key().and_then(|it| rules.auth.keys.tag(it)).copied();
+                if let Some(slot) = self.of_reached(slot, address, tag) {
                     let ownership = self.ownership(client, run, &job, request_key);
                     let service = Arc::clone(&self.service);
-                    let id = job.id;
-                    converse(service, stream, rules.auth.clone(), proof, job, resolved, Some(ownership))
-                        .await;
+                    let (id, auth) = (job.id, rules.auth.clone());
+                    let stream = ClientStream { stream, slot };
+                    converse(service, stream, auth, proof, job, resolved, Some(ownership)).await;
                     self.unregister(client, id);
                     return;
                 }
@@ -507,13 +510,19 @@ impl MulticastReceiver {
         CallBackResult::Reached(stream, address, resolved)
     }
 
-    /// Settles the slot of a request whose client was reached at `address`. None if the slot is lost.
-    fn settle(&self, slot: AdmissionSlot<IpAddr>, address: SocketAddr) -> Option<SettledSlot<IpAddr>> {
+    /// Returns the slot of a request whose client was reached at `address`; one among those of redirected
+    /// call-backs is given back for it. None if the slot is lost.
+    fn of_reached(
+        &self,
+        slot: AdmissionSlot,
+        address: SocketAddr,
+        tag: Option<KeyTag>,
+    ) -> Option<AdmissionSlot> {
         if !slot.is_of(&self.redirected_callbacks) {
-            return slot.settle();
+            return Some(slot);
         }
-        match self.requests.take(address.ip(), Instant::now()) {
-            Admission::Granted(slot) | Admission::GrantedByEvicting(slot, _) => slot.settle(),
+        match self.requests.take(address.ip(), tag, Instant::now()) {
+            Admission::Granted(slot) | Admission::GrantedByEvicting(slot, _) => Some(slot),
             Admission::Refused => {
                 let why = "too many requests are under way";
                 self.service.drops.note(NAME, "too-many-requests", &address.ip(), &why);
@@ -623,6 +632,13 @@ struct CheckedPacket {
     is_redirected: bool,
 }
 
+impl CheckedPacket {
+    /// Returns the tag of the key that made its hash.
+    fn tag(&self, rules: &ListenerRules) -> Option<KeyTag> {
+        self.received.key.and_then(|it| rules.auth.keys.tag(it)).copied()
+    }
+}
+
 /// A request that is to be served.
 struct PendingRequest {
     job: RequestJob,
@@ -632,7 +648,7 @@ struct PendingRequest {
     address: SocketAddr,
     request_key: RequestKey,
     addresses: AlternateAddresses,
-    slot: AdmissionSlot<IpAddr>,
+    slot: AdmissionSlot,
 }
 
 /// The latest request of an address and port.

@@ -22,9 +22,11 @@ use super::admission::{Admission, AdmissionSlot, AdmissionTable};
 use super::key_search::{FittedKeys, SearchResult, likely};
 use super::rules::{CurrentRules, ListenerRules};
 use crate::listener::auth::PacketProof;
-use crate::listener::conversation::converse;
+use crate::listener::conversation::{ClientStream, converse};
 use crate::listener::keys::ListenerKeys;
-use crate::listener::limits::{KEYS_IN_A_ROW, MAX_CONNECTIONS, MAX_CONNECTIONS_OF_PEER, REQUEST_LIMIT};
+use crate::listener::limits::{
+    KEYS_IN_A_ROW, MAX_CONNECTIONS, MAX_CONNECTIONS_OF_PEER, REQUEST_LIMIT, slots,
+};
 use crate::request::job::Arrival;
 use crate::service::Service;
 use crate::util::locks::lock;
@@ -73,7 +75,7 @@ pub(crate) struct StreamListener<T: Transport> {
 
 impl<T: Transport> StreamListener<T> {
     pub(crate) fn new(transport: T, service: Arc<Service>, rules: Arc<CurrentRules>) -> Arc<Self> {
-        let admissions = AdmissionTable::new(MAX_CONNECTIONS, MAX_CONNECTIONS_OF_PEER);
+        let admissions = AdmissionTable::new(slots(MAX_CONNECTIONS), MAX_CONNECTIONS_OF_PEER);
         let (fitted, search_turn) = (Mutex::default(), tokio::sync::Mutex::default());
         Arc::new(Self { transport, service, rules, admissions, fitted, search_turn })
     }
@@ -91,30 +93,13 @@ impl<T: Transport> StreamListener<T> {
                     continue;
                 }
             };
-            let slot = match self.admissions.take(peer, Instant::now()) {
-                Admission::Granted(slot) => slot,
-                Admission::GrantedByEvicting(slot, loser) => {
-                    let why = "closed before it sent a request: there were too many connections";
-                    self.service.drops.note(T::NAME, "pushed-out", &loser, &why);
-                    slot
-                }
-                Admission::Refused => {
-                    let why = "too many requests are under way";
-                    self.service.drops.note(T::NAME, "too-many-connections", &peer, &why);
-                    continue;
-                }
-            };
+            let admission = self.admissions.take(peer, None, Instant::now());
+            let Some(slot) = self.admitted(admission, peer) else { continue };
             tokio::spawn(Arc::clone(&self).serve(stream, peer, name, slot));
         }
     }
 
-    async fn serve(
-        self: Arc<Self>,
-        mut stream: T::Stream,
-        peer: T::Peer,
-        name: String,
-        slot: AdmissionSlot<T::Peer>,
-    ) {
+    async fn serve(self: Arc<Self>, mut stream: T::Stream, peer: T::Peer, name: String, slot: AdmissionSlot) {
         let arrived = Instant::now();
         let packet = tokio::select! {
             packet = self.read_packet(&mut stream, arrived, &name) => packet,
@@ -126,7 +111,10 @@ impl<T: Transport> StreamListener<T> {
             received = self.check_packet(&packet, &rules, peer, &name) => received,
             () = slot.pushed_out() => return,
         };
-        let Some((received, slot)) = received.and_then(|it| Some((it, slot.settle()?))) else { return };
+        let Some(received) = received else { return };
+        let tag = received.key.and_then(|it| rules.auth.keys.tag(it)).copied();
+        let Some(admission) = self.admissions.show_key(slot, tag, Instant::now()) else { return };
+        let Some(slot) = self.admitted(admission, peer) else { return };
         let proof = PacketProof::of(&received);
         let Received { request, hash, key, dry_run, .. } = received;
         let job = self.service.accept(Arrival {
@@ -144,8 +132,26 @@ impl<T: Transport> StreamListener<T> {
         });
         let target = escaped(job.target.as_str());
         debug!(id = job.id, peer = %job.peer, action = %job.action, %target, "heard");
-        converse(Arc::clone(&self.service), stream, rules.auth.clone(), proof, job, None, None).await;
-        drop(slot);
+        let client = ClientStream { stream, slot };
+        converse(Arc::clone(&self.service), client, rules.auth.clone(), proof, job, None, None).await;
+    }
+
+    /// Returns the slot of a peer, if it got one.
+    fn admitted(&self, admission: Admission<T::Peer>, peer: T::Peer) -> Option<AdmissionSlot> {
+        match admission {
+            Admission::Granted(slot) => Some(slot),
+            Admission::GrantedByEvicting(slot, loser) => {
+                let why =
+                    "closed before it sent its request and its challenge: there were too many connections";
+                self.service.drops.note(T::NAME, "pushed-out", &loser, &why);
+                Some(slot)
+            }
+            Admission::Refused => {
+                let why = "too many requests are under way";
+                self.service.drops.note(T::NAME, "too-many-connections", &peer, &why);
+                None
+            }
+        }
     }
 
     /// Reads the request packet; none when it does not arrive whole and in time.
