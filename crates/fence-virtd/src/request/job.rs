@@ -9,6 +9,7 @@ use fence_core::arbiter::{PeerId, RequestSource, SharedResult};
 use fence_core::domain::{ActionError, DomainId, DomainRef, LocatedDomain, PowerAction};
 use fence_core::evidence::ProvedOff;
 use fence_wire::{Action, HashType, HostListEntry, Response, Target};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::request::rules_now::{JudgedAgain, RulesNow};
 use crate::request::trail::AgentRunTrail;
@@ -225,6 +226,19 @@ pub(crate) enum ClientReply {
     List(Vec<HostListEntry>, Response),
 }
 
+/// Room in memory that a list takes until it is sent.
+#[derive(Debug)]
+pub(crate) struct ListRoom {
+    _pieces: OwnedSemaphorePermit,
+}
+
+impl ListRoom {
+    /// Returns the room that these permits stand for.
+    pub(crate) fn new(pieces: OwnedSemaphorePermit) -> Self {
+        Self { _pieces: pieces }
+    }
+}
+
 impl ClientReply {
     pub(crate) fn response(&self) -> Response {
         match self {
@@ -250,11 +264,13 @@ pub(crate) struct RequestOutcome {
     answer: ClientReply,
     reason: Option<String>,
     lapsed: bool,
+    /// Room of a list, given back when it was sent.
+    _room: Option<ListRoom>,
 }
 
 impl RequestOutcome {
     fn new(response: Response, reason: Option<String>) -> Self {
-        Self { answer: ClientReply::Response(response), reason, lapsed: false }
+        Self { answer: ClientReply::Response(response), reason, lapsed: false, _room: None }
     }
 
     /// Returns the outcome for a domain that is on.
@@ -297,8 +313,9 @@ impl RequestOutcome {
     }
 
     /// Returns the outcome of a list, with what is missing in it.
-    pub(crate) fn listed(entries: Vec<HostListEntry>, missing: Option<String>) -> Self {
-        Self { answer: ClientReply::List(entries, Response::Success), reason: missing, lapsed: false }
+    pub(crate) fn listed(entries: Vec<HostListEntry>, missing: Option<String>, room: ListRoom) -> Self {
+        let answer = ClientReply::List(entries, Response::Success);
+        Self { answer, reason: missing, lapsed: false, _room: Some(room) }
     }
 
     /// Returns the outcome of a request that failed.

@@ -18,6 +18,7 @@ use crate::backend::{DynBackend, PowerForecast, PowerOffResult};
 use crate::intent::OpenIntent;
 use crate::request::job::{Refusal, RequestJob, RequestOutcome, ResolvedTarget};
 use crate::request::lease::Lease;
+use crate::service::listings::ListingDesk;
 use crate::util::fault;
 
 /// Time for the start after a reboot's power-off, whatever becomes of the client meanwhile.
@@ -204,7 +205,7 @@ pub(super) async fn resolve(backend: &dyn DynBackend, job: &RequestJob) -> Resol
 /// Carries the request out. `seen_off` is called as soon as a status check after an off showed the domain
 /// off.
 pub(super) async fn execute(
-    backend: &dyn DynBackend,
+    (backend, listings): (&dyn DynBackend, &ListingDesk),
     job: &RequestJob,
     resolved: ResolvedTarget,
     lease: &Lease,
@@ -212,7 +213,7 @@ pub(super) async fn execute(
 ) -> RequestOutcome {
     match resolved {
         ResolvedTarget::Refused(refusal, reason, _) => RequestOutcome::refused(refusal, reason),
-        ResolvedTarget::Run(None) => without_domain(backend, job).await,
+        ResolvedTarget::Run(None) => without_domain(backend, listings, job).await,
         ResolvedTarget::Run(Some(located)) => {
             let domain = located.domain();
             let asked = (job.action, job.dry_run);
@@ -269,9 +270,13 @@ fn in_words(forecast: &PowerForecast, action: PowerAction) -> String {
     }
 }
 
-async fn without_domain(backend: &dyn DynBackend, job: &RequestJob) -> RequestOutcome {
+async fn without_domain(
+    backend: &dyn DynBackend,
+    listings: &ListingDesk,
+    job: &RequestJob,
+) -> RequestOutcome {
     match job.action {
-        Action::List => list(backend, job).await,
+        Action::List => list(backend, listings, job).await,
         Action::Monitor => match backend.health(check_limit(job)).await {
             Ok(failed) if failed.is_empty() => RequestOutcome::is_well(None),
             Ok(failed) => {
@@ -287,8 +292,9 @@ async fn without_domain(backend: &dyn DynBackend, job: &RequestJob) -> RequestOu
 }
 
 /// Lists the domains that the source may see.
-async fn list(backend: &dyn DynBackend, job: &RequestJob) -> RequestOutcome {
-    let listing = match backend.list(check_limit(job)).await {
+async fn list(backend: &dyn DynBackend, listings: &ListingDesk, job: &RequestJob) -> RequestOutcome {
+    let limit = Instant::now() + STATUS_CHECK_LIMIT;
+    let listing = match listings.look(|| backend.list(limit), job.deadline().min(limit)).await {
         Ok(listing) => listing,
         Err(error) => return RequestOutcome::failed(error),
     };
@@ -296,18 +302,22 @@ async fn list(backend: &dyn DynBackend, job: &RequestJob) -> RequestOutcome {
     if let Some(missing) = &missing {
         warn!(id = job.id, "the host list is not complete: {missing}");
     }
+    let tag = job.key.as_ref().map(|it| it.key.tag());
+    let Some(room) = listings.room(tag, listing.domains.len(), job.deadline()).await else {
+        return RequestOutcome::failed("clients with the same key read none of the lists that wait for them");
+    };
     let shown = listing
         .domains
-        .into_iter()
+        .iter()
         .filter(|domain| job.access.shows(&job.identity, job.key.as_deref(), domain.uuid, &domain.name));
     let entries = shown
         .map(|domain| HostListEntry {
-            name: domain.name,
+            name: domain.name.clone(),
             uuid: domain.uuid.to_string(),
             on: domain.power == PowerState::On,
         })
         .collect();
-    RequestOutcome::listed(entries, missing)
+    RequestOutcome::listed(entries, missing, room)
 }
 
 /// Returns the latest moment for a check of the request: its deadline, and no longer than a check may take.

@@ -22,6 +22,7 @@ use self::arriving::ArrivingRequests;
 use self::challenges::{Challenges, OutstandingChallenge};
 use self::client_link::{ClientLink, ProofFailure, watched};
 use self::cluster_port::ClusterPort;
+use self::listings::ListingDesk;
 use self::turns::{GrantQueue, RunPermit};
 use crate::backend::DynBackend;
 use crate::intent::{IntentLog, IntentSubject, OpenIntent};
@@ -40,6 +41,7 @@ pub(crate) mod client_link;
 pub(crate) mod cluster_port;
 pub(crate) mod execute;
 pub(crate) mod left_orders;
+pub(crate) mod listings;
 pub(crate) mod owed_places;
 pub(crate) mod recovery;
 pub(crate) mod turns;
@@ -74,6 +76,7 @@ pub(crate) struct Service {
     client_timeout: Duration,
     audit: Audit,
     challenges: Challenges,
+    listings: ListingDesk,
     next_id: AtomicU64,
     in_flight: AtomicUsize,
     idle: Notify,
@@ -100,6 +103,7 @@ impl Service {
             grants: Arc::default(),
             arriving: Arc::default(),
             challenges: Challenges::default(),
+            listings: ListingDesk::default(),
             next_id: AtomicU64::new(1),
             in_flight: AtomicUsize::new(0),
             idle: Notify::new(),
@@ -402,7 +406,7 @@ impl Service {
         // Such a start may come while the domain is looked at, or be over after that.
         let could_start = may_start();
         // Seen off, the domain can fence nobody from now on.
-        let outcome = execute::execute(&*self.backend, job, resolved, lease, |it| {
+        let outcome = execute::execute((&*self.backend, &self.listings), job, resolved, lease, |it| {
             permit.seen_off(it.since, it.may_come_again);
         })
         .await;
