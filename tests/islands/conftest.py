@@ -16,15 +16,16 @@ RED, BLUE = ("red1", "red2"), ("blue1", "blue2", "blue3")
 
 
 class Site:
-    """A host with both listeners, and a guest of each cluster. The host cannot tell which domain a guest is."""
+    """A host with both listeners, and a guest of each cluster. The host cannot tell which domain a guest is. `red`: the members
+    of red's group."""
 
-    def __init__(self, directory, uri=None):
+    def __init__(self, directory, uri=None, program=None, red=RED):
         self.net, self.audit = net.Net(), directory / "audit"
         self.host, self.red, self.blue = (self.net.node(name) for name in ("host", "red", "blue"))
         self.keys = {name: programs.write_key(directory / name, os.urandom(512)) for name in ("all", "red", "blue")}
-        uri = uri or testdriver.write(directory / "domains.xml", [*RED, *BLUE])
+        uri = uri or testdriver.write(directory / "domains.xml", [*red, *BLUE])
         groups = "".join(f'group {{ name = "{name}"; key_file = "{self.keys[name]}"; {members} }}' for name, members in (
-            (name, "".join(f'uuid = "{it}"; ' for it in members)) for name, members in (("red", RED), ("blue", BLUE))))
+            (name, "".join(f'uuid = "{it}"; ' for it in members)) for name, members in (("red", red), ("blue", BLUE))))
         self.config = programs.write_config(directory / "fence_virt.conf", f"""
             fence_virtd {{ listener = "multicast, tcp"; backend = "libvirt"; audit_log = "{self.audit}"; }}
             listeners {{
@@ -33,7 +34,8 @@ class Site:
             }}
             backends {{ libvirt {{ uri = "{uri}"; }} }}
             groups {{ {groups} }}""")
-        self.daemon = programs.Daemon(self.host, self.config, program=programs.OURS_DIR / "fence_virtd")
+        self.daemon = programs.Daemon(self.host, self.config, ready="tcp",
+                                      program=program or programs.OURS_DIR / "fence_virtd")
 
     def agent(self, guest, way, target, key):
         """An off by a guest, in the background."""
