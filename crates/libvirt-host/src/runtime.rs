@@ -5,7 +5,8 @@
 //! so with a stopped libvirtd it blocks until keepalive gives up. And the last reference to a connection must
 //! not be dropped inside a call-back of the event loop, where libvirt deadlocks. So only this thread closes.
 
-use std::ffi::c_int;
+use std::convert::Infallible;
+use std::ffi::{c_int, c_void};
 use std::io;
 use std::ptr;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -100,7 +101,7 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Error> {
     thread::Builder::new().name(name.to_owned()).spawn(run).map(drop).map_err(failed)
 }
 
-unsafe extern "C" fn keep_quiet(_data: *mut std::ffi::c_void, _error: sys::virErrorPtr) {}
+unsafe extern "C" fn keep_quiet(_data: *mut c_void, _error: sys::virErrorPtr) {}
 
 fn run_events() {
     loop {
@@ -116,7 +117,7 @@ fn close(closing: ClosingConnection) {
     let ClosingConnection { mut connect, watch, registrations } = closing;
     let kept = registrations.iter().filter(|it| !unsubscribe(&connect, it)).count();
     let unsubscribed = kept == 0;
-    if unwatch(&connect) && unsubscribed {
+    if unwatch(&connect, &watch) && unsubscribed {
         let _ = connect.close();
     } else {
         // libvirt still holds a call-back and with it a reference, so a close now could leave the last
@@ -152,10 +153,11 @@ fn unsubscribe(connect: &Connect, registration: &EventRegistration) -> bool {
 /// Removes the close call-back from the connection, which would keep it alive. Returns whether it is removed
 /// for certain.
 ///
-/// On a lost connection the hypervisor can't be notified, so libvirt refuses until the event loop has
-/// delivered the loss. After that the call-back is removed already, and the refusal is "not registered". Both
-/// refusals are made under the lock of the delivery, so after the second one no delivery is in progress.
-fn unwatch(connect: &Connect) -> bool {
+/// On a lost connection the hypervisor can't be notified, so libvirt refuses, some versions for ever. But it
+/// delivers the loss once, and removes the call-back by that. It gives its reference back right after the
+/// delivery, on the thread that delivers: that of a call, which had a handle of its own and has ended, or
+/// that of the event loop, which is let go on once.
+fn unwatch(connect: &Connect, watch: &CloseWatch) -> bool {
     const ATTEMPTS: u32 = 100;
     for _ in 0..ATTEMPTS {
         // SAFETY: the connection is open: its only close comes after this.
@@ -167,7 +169,35 @@ fn unwatch(connect: &Connect) -> bool {
         if error.code.cast_unsigned() == sys::VIR_ERR_INVALID_ARG {
             return true;
         }
+        if watch.is_lost() {
+            return let_events_go_on();
+        }
         thread::sleep(Duration::from_millis(50));
     }
     false
+}
+
+/// Waits until the event loop has ended what it does now. Returns whether it has.
+fn let_events_go_on() -> bool {
+    let (alive, ended) = mpsc::channel::<Infallible>();
+    let alive = Box::into_raw(Box::new(alive)).cast::<c_void>();
+    // SAFETY: the event loop is registered. It calls `remove_timer` on its thread, after what it does now,
+    // and then `free_sender` with the pointer, once.
+    let timer = unsafe { sys::virEventAddTimeout(0, Some(remove_timer), alive, Some(free_sender)) };
+    if timer < 0 {
+        // SAFETY: there is no timer, so the pointer is still only here.
+        unsafe { free_sender(alive) };
+        return false;
+    }
+    matches!(ended.recv_timeout(Duration::from_secs(10)), Err(RecvTimeoutError::Disconnected))
+}
+
+unsafe extern "C" fn remove_timer(timer: c_int, _: *mut c_void) {
+    // SAFETY: the number of the timer that runs now; it is only marked here, and freed by the event loop.
+    unsafe { sys::virEventRemoveTimeout(timer) };
+}
+
+unsafe extern "C" fn free_sender(sender: *mut c_void) {
+    // SAFETY: made by `let_events_go_on`, and freed once.
+    drop(unsafe { Box::from_raw(sender.cast::<Sender<Infallible>>()) });
 }

@@ -170,6 +170,43 @@ fn a_killed_libvirtd_ends_calls_and_connections() {
     no_socket_is_left(&libvirtd);
 }
 
+/// Whatever was under way on them: calls, a subscription, nothing.
+#[test]
+#[ignore = "needs root, libvirtd and QEMU"]
+fn connections_to_a_killed_libvirtd_leave_no_descriptors() {
+    drop(Libvirtd::start().open());
+    let before = descriptors();
+    for round in 0..3 {
+        let libvirtd = Libvirtd::start();
+        let connections: Vec<_> = (0..12).map(|_| libvirtd.open()).collect();
+        let subscriptions: Vec<_> = connections.iter().take(8).map(watch).collect();
+        let calls: Vec<_> = connections.iter().skip(4).map(|it| in_flight(it, 2, &libvirtd)).collect();
+        let losses: Vec<_> = connections.iter().map(lost).collect();
+        libvirtd.signal("KILL");
+        if round == 1 {
+            // The last reference is that of the call, on the thread which finds the connection lost.
+            drop((connections, subscriptions));
+        } else {
+            calls.iter().for_each(|it| assert!(it.recv_timeout(PATIENCE).unwrap().is_err()));
+            drop((connections, subscriptions));
+        }
+        // Some are dropped before they hear of it.
+        for it in &losses {
+            let _ = it.recv_timeout(PATIENCE);
+        }
+        drop(libvirtd);
+        let end = Instant::now() + PATIENCE;
+        while descriptors() > before {
+            assert!(Instant::now() < end, "round {round}: {} descriptors, {before} before", descriptors());
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+fn descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
 #[test]
 #[ignore = "needs root, libvirtd and QEMU"]
 fn an_idle_connection_notices_the_kill() {
