@@ -10,7 +10,10 @@ use nix::fcntl::OFlag;
 use nix::unistd::Uid;
 use zeroize::Zeroizing;
 
+use self::traces::SecretTraces;
 use super::not_ready::NotReady;
+
+mod traces;
 
 /// Bytes of a secret, at most.
 const LONGEST: u64 = 4096;
@@ -88,14 +91,21 @@ pub(super) fn is_ours(about: &Metadata) -> bool {
 pub(super) struct SecretMask {
     /// Secrets in every form in which they are looked for, the longest first.
     patterns: Vec<Zeroizing<Vec<u8>>>,
+    /// Pieces of secrets, in forms that are not looked for one by one.
+    traces: SecretTraces,
+    /// The same of secrets that are in no name by chance.
+    unlikely: SecretTraces,
     /// There is one that can't be told from other text, so nothing is shown.
     hides_all: bool,
 }
 
 impl SecretMask {
     pub(super) fn new<'a>(secrets: impl IntoIterator<Item = &'a str>) -> Self {
-        let mut mask = Self { patterns: Vec::new(), hides_all: false };
-        for secret in secrets.into_iter().filter(|it| !it.is_empty()) {
+        let secrets: Vec<&str> = secrets.into_iter().filter(|it| !it.is_empty()).collect();
+        let traces = SecretTraces::new(secrets.iter().copied(), SHORTEST);
+        let unlikely = SecretTraces::new(secrets.iter().copied(), UNLIKELY);
+        let mut mask = Self { patterns: Vec::new(), traces, unlikely, hides_all: false };
+        for secret in secrets {
             if secret.len() < SHORTEST {
                 mask.hides_all = true;
             }
@@ -112,15 +122,21 @@ impl SecretMask {
             return "(not shown: a secret is too short to be told from it)".to_owned();
         }
         let end = if is_cut { self.begun(text) } else { text.len() };
-        String::from_utf8_lossy(self.masked(text, end).trim_ascii()).into_owned()
+        let masked = self.masked(text, end);
+        if self.traces.are_in(&masked) {
+            return "(not shown: a secret, or a piece of one, is in it in another form)".to_owned();
+        }
+        String::from_utf8_lossy(masked.trim_ascii()).into_owned()
     }
 
     /// Text for reading names from, without the lines that have a secret in them: what was said in passing
     /// would be a name that guests are told. A short secret may well be in a name.
     pub(super) fn names(&self, text: &[u8]) -> Vec<u8> {
         let patterns = || self.patterns.iter().filter(|it| it.len() >= UNLIKELY);
-        let tells =
-            |line: &[u8]| patterns().any(|it| line.windows(it.len()).any(|part| part == it.as_slice()));
+        let tells = |line: &[u8]| {
+            patterns().any(|it| line.windows(it.len()).any(|part| part == it.as_slice()))
+                || self.unlikely.are_in(line)
+        };
         let lines: Vec<&[u8]> =
             text.split(|it| *it == b'\n').map(|it| if tells(it) { NO_NAME } else { it }).collect();
         lines.join(&b'\n')
