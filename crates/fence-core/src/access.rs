@@ -130,10 +130,15 @@ pub fn group_title(place: usize, group: &Group) -> String {
 /// the members of the groups. None where others may have it: then any domain can.
 ///
 /// A group that lists addresses has its sources there, and its members may be none of them. A group of one
-/// has a member to fence, and its key is in other hands: nobody fences itself.
+/// has a member to fence, and its key is in other hands: nobody fences itself. So has one that lists a domain
+/// by all its names, of which one domain has up to `names_of_one`.
 ///
 /// Whoever else has the key is taken for a member: a machine that is none must not have it.
-pub fn possible_sources(groups: &[Group], opened: &BTreeSet<usize>) -> Option<PossibleSources> {
+pub fn possible_sources(
+    groups: &[Group],
+    opened: &BTreeSet<usize>,
+    names_of_one: usize,
+) -> Option<PossibleSources> {
     let opened = opened.iter().map(|place| groups.get(*place)).collect::<Option<Vec<_>>>()?;
     if opened.iter().any(|it| it.key_files.is_empty() || !it.ips.is_empty()) {
         return None;
@@ -142,8 +147,8 @@ pub fn possible_sources(groups: &[Group], opened: &BTreeSet<usize>) -> Option<Po
     let uuids: BTreeSet<_> = members().filter_map(|it| DomainId::parse_any_dashes(it)).collect();
     let is_name = |it: &&String| DomainId::parse_any_dashes(it).is_none();
     let names: BTreeSet<_> = members().filter(is_name).map(|it| it.to_ascii_lowercase()).collect();
-    // A name and a UUID may be those of one domain.
-    let are_several = uuids.len().max(names.len()) > 1;
+    // Names and a UUID may be those of one domain.
+    let are_several = uuids.len() > 1 || names.len() > names_of_one;
     are_several.then(|| PossibleSources::new(uuids.iter().map(ToString::to_string), members()))
 }
 
@@ -405,7 +410,7 @@ mod tests {
              group {{ uuid = \"c\"; uuid = \"C\"; key_file = \"/twice\"; }}"
         );
         let groups = groups_of(&groups);
-        let sources = |opened: &[usize]| possible_sources(&groups, &opened.iter().copied().collect());
+        let sources = |opened: &[usize]| possible_sources(&groups, &opened.iter().copied().collect(), 1);
         let (a, b) = (A.to_string(), B.to_string());
         let has = |it: &PossibleSources, uuid: &str, name: &str| it.hold(uuid, Some(&name.into()));
         let red = sources(&[0]).unwrap();
@@ -422,6 +427,9 @@ mod tests {
             assert_eq!(sources(open), None, "{open:?}");
         }
         assert!(sources(&[5, 6]).is_some() && sources(&[0, 5]).is_some(), "each key opens two");
+        // Where a domain has two names, two names may be one domain.
+        let of_agents = |opened: &[usize]| possible_sources(&groups, &opened.iter().copied().collect(), 2);
+        assert!(of_agents(&[5, 6]).is_none() && of_agents(&[0]).is_none() && of_agents(&[0, 5]).is_some());
     }
 
     fn key(listener: bool, groups: &[usize]) -> KeyProof {

@@ -71,12 +71,12 @@ fn sources(
     }
     let mut all = GroupPlaces::new();
     for key in &keys[place] {
-        if open.is_none_or(|it| it.has(key)) {
+        let Some(open) = open.filter(|it| !it.has(key)) else {
             return Err("a listener may have its key, too");
-        }
+        };
         let has_it = |it: &usize| keys[*it].iter().any(|other| other == key);
         let opened: GroupPlaces = (0..groups.len()).filter(has_it).collect();
-        if possible_sources(groups, &opened).is_none() {
+        if possible_sources(groups, &opened, open.names_of_one).is_none() {
             return Err(match opened.len() {
                 1 => "it may have one domain, which another machine fences",
                 _ => "another group with its key has addresses (`ip`), or both may have one domain",

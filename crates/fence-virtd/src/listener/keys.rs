@@ -48,7 +48,11 @@ pub(crate) struct KeysInUse(Mutex<Vec<Weak<ListenerKeys>>>);
 /// Keys of all listeners of the configuration. Any domain may have them: what such a key opens for a listener
 /// that has it as a group's alone comes from anybody, too.
 #[derive(Debug)]
-pub(crate) struct OpenKeys(HashSet<KeyTag>);
+pub(crate) struct OpenKeys {
+    tags: HashSet<KeyTag>,
+    /// Number of names that one domain may have: a machine of the agent backend has a plug and an alias.
+    pub(crate) names_of_one: usize,
+}
 
 /// Reason why a listener's keys can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -143,8 +147,8 @@ impl ListenerKeys {
             KeyHolder::Group(place) => shown_group(place, &groups[place]),
         };
         let sources = |tag: &KeyTag, opened: &_| {
-            let is_of_groups_alone = open.is_some_and(|it| !it.has(tag));
-            possible_sources(groups, opened).filter(|_| is_of_groups_alone).map(Arc::new)
+            let open = open.filter(|it| !it.has(tag))?;
+            possible_sources(groups, opened, open.names_of_one).map(Arc::new)
         };
         let (mut keys, notices) = merge(loaded, name, &in_use.all(), sources);
         keys.note_addresses(groups);
@@ -244,12 +248,13 @@ impl OpenKeys {
                 }
             }
         }
-        Some(Self(tags))
+        let has_agents = config.backends.iter().any(|it| matches!(it, fence_config::Backend::Agent(_)));
+        Some(Self { tags, names_of_one: if has_agents { 2 } else { 1 } })
     }
 
     /// Returns whether the key with this tag is one of them.
     pub(crate) fn has(&self, tag: &KeyTag) -> bool {
-        self.0.contains(tag)
+        self.tags.contains(tag)
     }
 }
 
@@ -376,7 +381,7 @@ mod tests {
     const RULE: KeyRule = KeyRule::WarnOfExposed;
 
     fn load(files: &[PathBuf], groups: &[Group]) -> Result<(ListenerKeys, Vec<KeyNotice>), KeysError> {
-        ListenerKeys::load(files, groups, RULE, Some(&OpenKeys(HashSet::new())))
+        ListenerKeys::load(files, groups, RULE, Some(&OpenKeys { tags: HashSet::new(), names_of_one: 1 }))
     }
 
     struct Scratch(tempfile::TempDir);
