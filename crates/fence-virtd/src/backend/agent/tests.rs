@@ -503,7 +503,7 @@ async fn a_device_without_a_list_that_says_on_is_heard() {
     }
     // Not all at once: each has some agents that run.
     while !courses.is_empty() {
-        join_all(courses.drain(..courses.len().min(4))).await;
+        join_all(courses.drain(..courses.len().min(8))).await;
     }
 }
 

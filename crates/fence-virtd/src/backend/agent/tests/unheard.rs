@@ -91,7 +91,7 @@ async fn a_machine_that_comes_to_another_device_in_the_middle_is_not_off() {
         );
         let backend = rig.backend();
         let w = found(&backend, "w").await;
-        let off = backend.off(&w, false, &lease(SHORT)).await;
+        let off = backend.off(&w, false, &lease(Duration::from_secs(5))).await;
         assert!(off.is_err() && rig.power("1") == "off", "{list_after}: {off:?}");
     }
 }
