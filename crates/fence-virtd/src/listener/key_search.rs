@@ -48,7 +48,7 @@ impl<S: Copy + Eq + Hash> FittedKeys<S> {
 
     /// Notes that the key at this place made the hash of a packet of this source.
     pub(super) fn note(&mut self, source: S, place: Option<usize>, keys: &ListenerKeys) {
-        let Some(tag) = place.and_then(|it| keys.tag(it)).copied() else { return };
+        let Some(tag) = keys.tag(place) else { return };
         let tags = self.of_sources.entry(source).or_default();
         if tags.front() == Some(&tag) {
             return;
@@ -283,7 +283,7 @@ mod tests {
             for number in 0..10_000 {
                 fitted.note(address(number), Some(3), &keys);
             }
-            assert!(fitted.of(blue).any(|it| it == keys.tag(700).unwrap()), "{round}");
+            assert!(fitted.of(blue).any(|it| *it == keys.tag(Some(700)).unwrap()), "{round}");
             assert!(fitted.of_sources.len() <= MAX_FITTED_SOURCES + 1);
         }
         // All of another configuration: nothing of this one is kept.

@@ -181,9 +181,9 @@ impl ListenerKeys {
         self.proofs.get(index?).cloned()
     }
 
-    /// Returns the tag of the key with this index.
-    pub(crate) fn tag(&self, index: usize) -> Option<&KeyTag> {
-        self.tags.get(index)
+    /// Returns the tag of the key that made a packet's hash, by its index.
+    pub(crate) fn tag(&self, index: Option<usize>) -> Option<KeyTag> {
+        self.tags.get(index?).copied()
     }
 
     /// Returns the tags of all keys.
@@ -512,7 +512,7 @@ mod tests {
         assert_eq!(keys.of_address("10.0.0.1".parse().unwrap()), [1]);
         assert_eq!(keys.of_address("::ffff:10.0.0.1".parse().unwrap()), [1]);
         assert!(keys.of_address("10.0.0.2".parse().unwrap()).is_empty());
-        assert_eq!(keys.place_of(keys.tag(1).unwrap()), Some(1));
+        assert_eq!(keys.place_of(&keys.tag(Some(1)).unwrap()), Some(1));
     }
 
     #[test]

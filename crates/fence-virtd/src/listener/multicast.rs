@@ -313,8 +313,8 @@ impl MulticastReceiver {
         let address =
             callable(call_back, from).map_err(|why| DroppedDatagram::new("call-back-address", &why))?;
         // Packets without a hash carry no random bytes: two of them may be equal and honest.
-        if let Some(tag) = received.key.and_then(|it| rules.auth.keys.tag(it)) {
-            if !self.service.is_new(tag, datagram) {
+        if let Some(tag) = rules.auth.keys.tag(received.key) {
+            if !self.service.is_new(&tag, datagram) {
                 return Err(DroppedDatagram::new("replay", &"the very same packet was here before"));
             }
             let source = from.ip().to_canonical();
@@ -382,7 +382,7 @@ impl MulticastReceiver {
         arrived: Instant,
     ) -> Result<AdmissionSlot, DroppedDatagram> {
         let table = if packet.is_redirected { &self.redirected_callbacks } else { &self.requests };
-        match table.take(packet.address.ip(), packet.tag(rules), arrived) {
+        match table.take(packet.address.ip(), rules.auth.keys.tag(packet.received.key), arrived) {
             Admission::Granted(slot) => Ok(slot),
             Admission::GrantedByEvicting(slot, evicted) => {
                 let why = "its address had not answered the call-back yet, and there were too many requests";
@@ -423,7 +423,7 @@ impl MulticastReceiver {
         };
         match reached {
             CallBackResult::Reached(stream, address, resolved) => {
-                let tag = proof.key().and_then(|it| rules.auth.keys.tag(it)).copied();
+                let tag = rules.auth.keys.tag(proof.key());
                 if let Some(slot) = self.of_reached(slot, address, tag) {
                     let ownership = self.ownership(client, run, &job, request_key);
                     let service = Arc::clone(&self.service);
@@ -630,13 +630,6 @@ struct CheckedPacket {
     address: SocketAddr,
     /// The packet came from another address than the one to call back.
     is_redirected: bool,
-}
-
-impl CheckedPacket {
-    /// Returns the tag of the key that made its hash.
-    fn tag(&self, rules: &ListenerRules) -> Option<KeyTag> {
-        self.received.key.and_then(|it| rules.auth.keys.tag(it)).copied()
-    }
 }
 
 /// A request that is to be served.

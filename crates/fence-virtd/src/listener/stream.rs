@@ -112,7 +112,7 @@ impl<T: Transport> StreamListener<T> {
             () = slot.pushed_out() => return,
         };
         let Some(received) = received else { return };
-        let tag = received.key.and_then(|it| rules.auth.keys.tag(it)).copied();
+        let tag = rules.auth.keys.tag(received.key);
         let Some(admission) = self.admissions.show_key(slot, tag, Instant::now()) else { return };
         let Some(slot) = self.admitted(admission, peer) else { return };
         let proof = PacketProof::of(&received);
@@ -199,8 +199,8 @@ impl<T: Transport> StreamListener<T> {
             }
         };
         // A packet without a hash proves nothing, so a replay of it gains nothing.
-        if let Some(tag) = received.key.and_then(|it| keys.tag(it)) {
-            if !self.service.is_new(tag, packet) {
+        if let Some(tag) = keys.tag(received.key) {
+            if !self.service.is_new(&tag, packet) {
                 let why = "the very same packet was here before";
                 self.service.drops.note(T::NAME, "replay", &name, &why);
                 return None;
