@@ -64,7 +64,7 @@ pub(super) enum OrderFailure {
     Slow,
 }
 
-/// Devices that were ordered to change the power of each machine, and when. A device that shows an effect
+/// Orders to devices to change the power of each machine. A device that shows an effect
 /// proves by that that an order was carried out only if it was the only one: none was given since, and no
 /// earlier one could still take effect. Clones share it.
 #[derive(Clone, Default)]
@@ -73,8 +73,8 @@ pub(super) struct OrderHistory(Arc<Mutex<OrderTable>>);
 #[derive(Default)]
 struct OrderTable {
     last: u64,
-    /// Last order of each device, by machine.
-    machines: HashMap<DomainId, BTreeMap<usize, u64>>,
+    /// Number of the last order about each machine.
+    machines: HashMap<DomainId, u64>,
     /// Orders that may still take effect, by number.
     open: BTreeMap<u64, (DomainId, PowerState)>,
     /// Orders up to this one are forgotten.
@@ -85,7 +85,6 @@ struct OrderTable {
 pub(super) struct OrderMark {
     history: OrderHistory,
     machine: DomainId,
-    device: usize,
     number: u64,
     before: Option<u64>,
     /// An earlier order of the same kind could take effect after this one was given: what the device shows
@@ -94,8 +93,8 @@ pub(super) struct OrderMark {
 }
 
 impl OrderHistory {
-    /// Notes that a device is ordered now.
-    pub(super) fn order(&self, machine: DomainId, device: usize, to: PowerState) -> OrderMark {
+    /// Notes that a device is ordered now to take a machine to this state.
+    pub(super) fn order(&self, machine: DomainId, to: PowerState) -> OrderMark {
         let mut table = lock(&self.0);
         if table.machines.len() >= MAX_MACHINES && !table.machines.contains_key(&machine) {
             table.machines.clear();
@@ -103,10 +102,10 @@ impl OrderHistory {
         }
         table.last += 1;
         let number = table.last;
-        let before = table.machines.entry(machine).or_default().insert(device, number);
+        let before = table.machines.insert(machine, number);
         let is_second = table.open.values().any(|it| *it == (machine, to));
         table.open.insert(number, (machine, to));
-        OrderMark { history: self.clone(), machine, device, number, before, is_second }
+        OrderMark { history: self.clone(), machine, number, before, is_second }
     }
 }
 
@@ -115,10 +114,9 @@ impl OrderMark {
     /// one was carried out.
     fn is_covered(&self) -> bool {
         let table = lock(&self.history.0);
-        let is_later = |number: &u64| *number > self.number;
         self.is_second
             || self.number <= table.forgotten
-            || table.machines.get(&self.machine).is_some_and(|it| it.values().any(is_later))
+            || table.machines.get(&self.machine).is_some_and(|last| *last > self.number)
     }
 
     /// Notes that the order failed, so that what a later one shows is taken for that one's effect.
@@ -129,14 +127,13 @@ impl OrderMark {
     /// Takes the order back: it was never given.
     pub(super) fn take_back(&self) {
         let mut table = lock(&self.history.0);
-        let Some(devices) = table.machines.get_mut(&self.machine) else { return };
-        if devices.get(&self.device) != Some(&self.number) {
+        if table.machines.get(&self.machine) != Some(&self.number) {
             return;
         }
         match self.before {
-            Some(before) => drop(devices.insert(self.device, before)),
-            None => drop(devices.remove(&self.device)),
-        }
+            Some(before) => table.machines.insert(self.machine, before),
+            None => table.machines.remove(&self.machine),
+        };
     }
 }
 
@@ -267,7 +264,7 @@ mod tests {
             for it in events {
                 match it {
                     Event::Order(device) if is_on => {
-                        open.push((device, history.order(machine, device, PowerState::Off), false));
+                        open.push((device, history.order(machine, PowerState::Off), false));
                     }
                     Event::Effect(drawn) => {
                         let count = open.iter().filter(|it| !it.2).count().max(1);
@@ -291,15 +288,15 @@ mod tests {
     #[test]
     fn an_only_order_is_settled_by_what_its_device_shows() {
         let (history, machine) = (OrderHistory::default(), DomainId::from_bytes([7; 16]));
-        let first = history.order(machine, 1, PowerState::Off);
+        let first = history.order(machine, PowerState::Off);
         assert!(!first.is_covered());
         drop(first);
-        let next = history.order(machine, 1, PowerState::Off);
+        let next = history.order(machine, PowerState::Off);
         assert!(!next.is_covered(), "the first one was settled");
-        let start = history.order(machine, 1, PowerState::On);
+        let start = history.order(machine, PowerState::On);
         assert!(!start.is_covered(), "a start shows another state");
         next.failed();
-        let again = history.order(machine, 1, PowerState::Off);
+        let again = history.order(machine, PowerState::Off);
         assert!(!again.is_covered(), "one that failed is no other order");
         assert!(next.is_covered());
     }

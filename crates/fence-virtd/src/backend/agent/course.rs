@@ -188,7 +188,7 @@ impl PlanRunner<'_> {
             is_claimed: false,
             failed: None,
             is_seen: false,
-            mark: self.history.order(self.machine, device.place, self.goal),
+            mark: self.history.order(self.machine, self.goal),
             order,
         });
         let context = RunContext { purpose: RunPurpose::Request, lease: Some(self.lease), until };

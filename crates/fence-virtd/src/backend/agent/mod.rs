@@ -515,13 +515,11 @@ impl Backend for AgentBackend {
     }
 
     async fn order_settles(&self, order: &PendingOrder, machine: DomainId, until: Instant) {
-        let device = self.devices.iter().find(|it| it.name == order.order.device);
+        let device = self.devices.iter().find(|it| it.name == order.order.device && !order.is_covered);
         let to = if order.order.starts { PowerState::On } else { PowerState::Off };
-        // Whatever is ordered while it may come is not the only order. A device that is configured no more
-        // has no place.
-        let place = device.map_or(usize::MAX, |it| it.place);
-        let mark = self.history.order(machine, place, to);
-        let Some(device) = device.filter(|_| !order.is_covered) else {
+        // Whatever is ordered while it may come is not the only order.
+        let mark = self.history.order(machine, to);
+        let Some(device) = device else {
             tokio::time::sleep_until(until.into()).await;
             drop(mark);
             return;
