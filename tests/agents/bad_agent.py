@@ -171,28 +171,29 @@ def hangs(*_):
     for_ever()
 
 
+def fails_late(why):
+    """Long enough that the order may have been given."""
+    time.sleep(2.5)
+    print(f"Failed: {why}", file=sys.stderr)
+    return FAILED
+
+
 @only({"off"})
 def waits(*_):
     """Gives the order, and gives up waiting for its effect."""
-    time.sleep(2.5)
-    print("Failed: Timed out waiting to power OFF", file=sys.stderr)
-    return FAILED
+    return fails_late("Timed out waiting to power OFF")
 
 
 @only({"off", "status", "monitor"})
 def away(*_):
     """Can't reach its device, and needs some time to say so."""
-    time.sleep(2.5)
-    print("Failed: Unable to connect/login to fencing device", file=sys.stderr)
-    return FAILED
+    return fails_late("Unable to connect/login to fencing device")
 
 
 @only({"off"})
 def unsure(*_):
     """Fails late, and does not say whether the order was given."""
-    time.sleep(2.5)
-    print("Failed: Connection lost", file=sys.stderr)
-    return FAILED
+    return fails_late("Connection lost")
 
 
 @only({"off", "status", "monitor"})

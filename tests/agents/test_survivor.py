@@ -192,6 +192,23 @@ def test_a_shot_that_comes_after_the_daemon_s_end(site, start_host, tmp_path, wa
             site.net.remove(node.place.name)
 
 
+def fences_nobody_meanwhile(site, host, zoo, right, left, device):
+    """The machine `right`, whose off may come once more, is started again, and has no turn to fence `left` by that device for as
+    long as the order may come."""
+    assert "may yet" in host.record("off")["reason"]
+    zoo.switch("right", "on")
+    right.boot()
+    shoot(right, left)
+    host.daemon.wait_log(r"heard .*left")
+    with pytest.raises(TimeoutError):
+        host.daemon.wait_log(rf'device="{device}" action="(off|status)"', timeout=2, since=len(host.daemon.lines))
+    zoo.switch("right", "off")
+    right.die()
+    assert zoo.power("left") == "on" and not zoo.runs("off", "left"), host.daemon.log[-6000:]
+    assert site.ask("-o", "off", "-H", "left").rc == OK
+    assert len(zoo.runs("off", "left")) == 1
+
+
 def test_a_claim_that_comes_true_after_another_device_did_it(site, start_host, tmp_path):
     """One device says done and does nothing, another one takes the machine down, and the machine is started again. What the
     first device was ordered may come late all the same, so the machine takes no other one down meanwhile."""
@@ -207,19 +224,7 @@ def test_a_claim_that_comes_true_after_another_device_did_it(site, start_host, t
         net.wait_until(lambda: zoo.power("right") == "off")
         right.die()
         assert first.finish(60).rc == OK and not claimed.alive()
-        assert "may yet" in host.record("off")["reason"]
-        zoo.switch("right", "on")
-        right.boot()
-        shoot(right, left)
-        host.daemon.wait_log(r"heard .*left")
-        # As long as the order may come.
-        with pytest.raises(TimeoutError):
-            host.daemon.wait_log(r'device="third" action="(off|status)"', timeout=2, since=len(host.daemon.lines))
-        zoo.switch("right", "off")
-        right.die()
-        assert zoo.power("left") == "on" and not zoo.runs("off", "left"), host.daemon.log[-6000:]
-        assert site.ask("-o", "off", "-H", "left").rc == OK
-        assert len(zoo.runs("off", "left")) == 1
+        fences_nobody_meanwhile(site, host, zoo, right, left, "third")
     finally:
         for node in nodes:
             site.net.remove(node.place.name)
@@ -241,18 +246,7 @@ def test_a_second_order_that_comes_true_after_the_first(site, start_host, tmp_pa
         zoo.switch("right", "off")
         right.die()
         assert first.finish(60).rc == OK
-        assert "may yet" in host.record("off")["reason"]
-        zoo.switch("right", "on")
-        right.boot()
-        shoot(right, left)
-        host.daemon.wait_log(r"heard .*left")
-        with pytest.raises(TimeoutError):
-            host.daemon.wait_log(r'device="second" action="(off|status)"', timeout=2, since=len(host.daemon.lines))
-        zoo.switch("right", "off")
-        right.die()
-        assert zoo.power("left") == "on" and not zoo.runs("off", "left"), host.daemon.log[-6000:]
-        # For as long as the order may come.
-        assert site.ask("-o", "off", "-H", "left").rc == OK
+        fences_nobody_meanwhile(site, host, zoo, right, left, "second")
     finally:
         for node in nodes:
             site.net.remove(node.place.name)
