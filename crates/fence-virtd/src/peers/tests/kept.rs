@@ -72,9 +72,9 @@ async fn a_full_disk_holds_no_answer_up() {
     }
     // With its key pair and without the file the next daemon looks for all.
     let known = HostStore::at(dir.path()).read();
-    assert!(
-        known.pins().next().is_some() || known.incomplete().is_some() || !dir.path().join("hosts").exists()
-    );
+    // The daemon may be at the rename of what it wrote a moment ago: then the directory is the table.
+    let is_told = known.pins().next().is_some() || known.incomplete().or(known.missing()).is_some();
+    assert!(is_told || !dir.path().join("hosts").exists(), "{known:?}");
 }
 
 /// Names and times may come later, but not later than the end.

@@ -208,24 +208,36 @@ fn entities(text: &[u8]) -> Vec<u8> {
     })
 }
 
-/// Reads hexadecimal digits, also with colons or dashes between the bytes.
+/// Reads hexadecimal digits, also with colons or dashes between the bytes, wherever the encoded text begins in
+/// its digits.
 fn hexadecimal(text: &[u8]) -> Vec<u8> {
     replaced(text, |it, out| {
-        let mut bytes = Vec::new();
-        let mut at = 0;
-        while let Some(value) = it.get(at..at + 2).and_then(hex_value) {
-            bytes.push(u8::try_from(value).ok()?);
-            at += 2;
-            if matches!(it.get(at), Some(b':' | b'-')) && it.get(at + 1..at + 3).is_some_and(is_hex) {
-                at += 1;
-            }
-        }
+        let (bytes, length) = hex_bytes(it);
         if bytes.len() < MIN_RUN / 2 {
             return None;
         }
         out.extend_from_slice(&bytes);
-        Some(at)
+        // Not to be taken for one text with what follows.
+        out.extend_from_slice(b"\xff\xff");
+        out.extend_from_slice(&hex_bytes(&it[1..]).0);
+        out.extend_from_slice(b"\xff\xff");
+        Some(length)
     })
+}
+
+/// Returns the bytes that these digits begin with, and the length of their digits.
+fn hex_bytes(digits: &[u8]) -> (Zeroizing<Vec<u8>>, usize) {
+    let mut bytes = Zeroizing::new(Vec::new());
+    let mut at = 0;
+    while let Some(value) = digits.get(at..at + 2).and_then(hex_value) {
+        bytes.extend(u8::try_from(value));
+        at += 2;
+        let is_next = digits.get(at + 1..at + 3).is_some_and(is_hex);
+        if matches!(digits.get(at), Some(b':' | b'-')) && is_next {
+            at += 1;
+        }
+    }
+    (bytes, at)
 }
 
 fn is_hex(digits: &[u8]) -> bool {
