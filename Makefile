@@ -107,7 +107,7 @@ whole:
 	$(MAKE) check unit-build build
 	scripts/check-install
 	$(MAKE) deb rpm
-	$(MAKE) suites LANES=6 BESIDE="unit-run fuzz"
+	scripts/failures $(MAKE) suites LANES=6 BESIDE="unit-run fuzz"
 
 # Everything that talks to the programs from outside. Most of it waits most of its time (the C programs sleep, guests boot), so
 # several suites run beside each other; each has its own namespaces. What one printed comes when it is over. Fuzzing takes the time

@@ -355,3 +355,36 @@ def test_the_numbers_are_those_of_the_tree():
     assert numbers["lines over 110 characters"] == len(wide)
     assert numbers["of these comments"] == len([it for it in wide if re.match(r"\s*//", it)])
     assert 0 < numbers["modules of fence-virtd"] <= len([it for it in files if "fence-virtd/src" in str(it)])
+
+
+def test_the_last_lines_say_what_failed(tmp_path):
+    """Of many targets that run beside each other: each that failed, with what names its failures and its last lines."""
+    (tmp_path / "Makefile").write_text(textwrap.dedent("""
+        whole:
+        \t@$(MAKE) --no-print-directory -k -j2 --output-sync=target one two three
+        one:
+        \t@$(MAKE) -C . inner
+        inner:
+        \t@echo "FAILED here/test_it.py::test_it - why"
+        \t@echo "contained: left by it:"; echo "    file /run/it"
+        \t@seq 1000 1100
+        \t@exit 3
+        two:
+        \t@$(MAKE) -C . well
+        well:
+        \t@echo "this one is well"
+        three:
+        \t@$(MAKE) -C . cut
+        cut:
+        \t@echo "cut short"; kill -KILL $$$$
+        """).replace("\\t", "\t"))
+    script = [str(SCRIPTS / "failures"), "make", "-C", str(tmp_path)]
+    ran = subprocess.run([*script, "whole"], capture_output=True, text=True)
+    _, one, end = ran.stdout.partition("== failed: inner (Error 3) ==\n")
+    assert ran.returncode == 2 and one, ran.stdout
+    assert end.startswith("FAILED here/test_it.py::test_it - why\ncontained: left by it:\n    file /run/it\n1071\n"), end
+    assert "== failed: cut (Killed) ==\ncut short\n" in ran.stdout
+    assert set(ran.stdout.splitlines()[-1].split()) == {"==", "failed:", "inner", "cut"}, ran.stdout
+    assert "this one is well" not in end, end
+    well = subprocess.run([*script, "well"], capture_output=True, text=True)
+    assert well.returncode == 0 and "failed" not in well.stdout, well.stdout
