@@ -15,6 +15,7 @@ Must never trust libvirt about the end of a domain: `process()` asks the kernel,
 fence says done" from "it is done".
 """
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -28,7 +29,7 @@ import uuid as uuids
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
-from . import process
+from . import net, process
 from .process import Process, children, only_child
 
 LIBVIRTD = "/usr/sbin/libvirtd"
@@ -103,6 +104,14 @@ class Hypervisor:
             return not found or Process(found[0]).ended()
         except ProcessLookupError:
             return True
+
+    def ended_by_itself(self, patience=5):
+        """Whether libvirtd ends within some seconds without having been told to; then it counts as killed."""
+        with contextlib.suppress(TimeoutError):
+            net.wait_until(self._has_ended, patience)
+            self._wait_gone()
+            return True
+        return False
 
     def _wait_gone(self):
         """A stopped nsenter (it stops with its child) would not see that its child has gone, and it may stop late."""

@@ -126,7 +126,17 @@ class Place:
         """A Seen, see `readings`."""
         if self.driver == "qemu":
             return look_at_qemu(self.name, self.hypervisor._init, UUIDS)
-        return look_at_test_driver(self.name, self._connection, self._lives) if self.well else self._last
+        if not self.well:
+            return self._last
+        try:
+            return look_at_test_driver(self.name, self._connection, self._lives)
+        except libvirt.libvirtError:
+            with self.lock:
+                if not self.hypervisor.ended_by_itself():
+                    raise
+                # It crashed, and the test driver's domains are gone with it. What is healed next starts it anew.
+                self.state, self._last = "dead", Seen()
+                return self._last
 
     def has(self, domain):
         """Whether an instance is here, running or not."""
