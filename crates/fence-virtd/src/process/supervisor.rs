@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-//! The supervisor of a fence agent: this program once more, as a process of its own between the daemon and the
-//! agent.
+//! The supervisor of a fence agent: this program once more, as a process of its own between the daemon and
+//! the agent.
 //!
 //! It is a child subreaper. Whatever the agent starts stays below it: a process that leaves its group and its
 //! session, gives up its parents and clears its environment becomes the supervisor's own child. So when the
