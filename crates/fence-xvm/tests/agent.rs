@@ -301,7 +301,7 @@ fn inside_more_callers_than_fit() {
     let lab = AgentLab::new(20_550);
     let agent = lab.agent(&["-o", "off", "-n", "vm1", "-t", "60"]);
     let request = lab.receive_request();
-    let idle: Vec<_> = (0..100).map(|_| lab.call_back(&request)).collect();
+    let idle: Vec<_> = (0..600).map(|_| lab.call_back(&request)).collect();
     let mut challenge = Vec::new();
     let _ = (&idle[0]).read_to_end(&mut challenge);
     assert_eq!(challenge.len(), 64, "the oldest makes room while the agent waits");

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fence_config::{Backend as BackendSettings, Config};
+use fence_core::agent::domains;
 use tokio::task::JoinSet;
 
 use super::error::DaemonError;
@@ -23,7 +24,7 @@ use crate::cluster::backend::CpgBackend;
 #[cfg(feature = "cpg")]
 use crate::cluster::{Cluster, ClusterClaims, LinkEvents};
 use crate::hypervisor::Hypervisors;
-use crate::hypervisor::inventory::Inventories;
+use crate::hypervisor::inventory::{Inventories, Inventory};
 use crate::intent::IntentLog;
 use crate::intent::store::LeftIntents;
 use crate::listener::manager::{ListenerContext, ListenerManager};
@@ -335,13 +336,16 @@ fn uris(config: &Config) -> impl Iterator<Item = &str> {
     config.backends.iter().flat_map(BackendSettings::uris).map(String::as_str)
 }
 
-/// Returns the running domains of the backend's hypervisors. Sources are recognised among them.
-#[cfg(feature = "libvirt")]
+/// Returns the domains among which sources are recognised: the running ones of the hypervisors, and those of
+/// agents whose cards the configuration names.
 fn inventories(config: &Config, known: &Hypervisors) -> Inventories {
-    Inventories(uris(config).map(|uri| crate::hypervisor::running::follow_running(&known.at(uri))).collect())
-}
-
-#[cfg(not(feature = "libvirt"))]
-fn inventories(_: &Config, _: &Hypervisors) -> Inventories {
-    Inventories::default()
+    let mut all = Vec::new();
+    #[cfg(feature = "libvirt")]
+    all.extend(uris(config).map(|uri| crate::hypervisor::running::follow_running(&known.at(uri))));
+    #[cfg(not(feature = "libvirt"))]
+    let _ = known;
+    if let Some(agent) = config.agent() {
+        all.extend(Inventory::of_cards(domains::sources(&agent.devices)));
+    }
+    Inventories(all)
 }
