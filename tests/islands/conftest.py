@@ -19,7 +19,8 @@ class Site:
     """A host with both listeners, and a guest of each cluster. The host cannot tell which domain a guest is. `red`: the members
     of red's group."""
 
-    def __init__(self, directory, uri=None, program=None, red=RED):
+    def __init__(self, directory, uri=None, program=None, red=RED, env=None):
+        self.program, self.env = program or programs.OURS_DIR / "fence_virtd", env
         self.net, self.audit = net.Net(), directory / "audit"
         self.host, self.red, self.blue = (self.net.node(name) for name in ("host", "red", "blue"))
         self.keys = {name: programs.write_key(directory / name, os.urandom(512)) for name in ("all", "red", "blue")}
@@ -34,8 +35,16 @@ class Site:
             }}
             backends {{ libvirt {{ uri = "{uri}"; }} }}
             groups {{ {groups} }}""")
-        self.daemon = programs.Daemon(self.host, self.config, ready="tcp",
-                                      program=program or programs.OURS_DIR / "fence_virtd")
+        self.start()
+
+    def start(self, ready="tcp"):
+        """Starts the daemon, anew where one was here before."""
+        self.daemon = programs.Daemon(self.host, self.config, ready=ready, program=self.program, env=self.env)
+
+    def restart(self):
+        """Ends the daemon and starts the next one."""
+        self.daemon.end()
+        self.start()
 
     def agent(self, guest, way, target, key):
         """An off by a guest, in the background."""

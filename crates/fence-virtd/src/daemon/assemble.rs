@@ -27,6 +27,7 @@ use crate::hypervisor::Hypervisors;
 use crate::hypervisor::inventory::{Inventories, Inventory};
 use crate::intent::IntentLog;
 use crate::intent::store::LeftIntents;
+use crate::listener::kept::KeptSockets;
 use crate::listener::manager::{ListenerContext, ListenerManager};
 use crate::listener::sources::SourceResolver;
 use crate::observe::agent_runs::AgentRuns;
@@ -61,7 +62,7 @@ pub(super) async fn assemble(
     (intents, left): (IntentLog, LeftIntents),
     state: Option<&Path>,
     known: Hypervisors,
-    endpoint: Option<Endpoint>,
+    (endpoint, kept): (Option<Endpoint>, KeptSockets),
     wait: bool,
 ) -> Result<ServingDaemon, DaemonError> {
     let audit = Audit::open(config.daemon.audit_log.as_deref())?;
@@ -120,6 +121,7 @@ pub(super) async fn assemble(
         sources,
         hypervisors: known,
         peers: Arc::clone(&peers),
+        kept: Arc::new(kept),
     };
     service.finish_left(left.intents, is_ready).await;
     let listeners = ListenerManager::start(config, context, wait).await?;
