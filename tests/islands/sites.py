@@ -13,15 +13,17 @@ RED, BLUE = ("red1", "red2"), ("blue1", "blue2", "blue3")
 
 class Site:
     """A host with both listeners, and a guest of each cluster. The host cannot tell which domain a guest is. `red`, `blue`: the members
-    of each group; `keys`: further groups with a key of 4 KiB each; `uris`: further hypervisors."""
+    of each group; `green`: those of a third one, if there are any; `keys`: further groups with a key of 4 KiB each; `uris`: further
+    hypervisors."""
 
-    def __init__(self, directory, uri=None, program=None, red=RED, blue=BLUE, keys=0, uris=()):
+    def __init__(self, directory, uri=None, program=None, red=RED, blue=BLUE, green=(), keys=0, uris=()):
         self.net, self.audit = net.Net(), directory / "audit"
         self.host, self.red, self.blue = (self.net.node(name) for name in ("host", "red", "blue"))
-        self.keys = {name: programs.write_key(directory / name, os.urandom(512)) for name in ("all", "red", "blue")}
+        self.keys = {name: programs.write_key(directory / name, os.urandom(512)) for name in ("all", "red", "blue", "green")}
         uri = uri or testdriver.write(directory / "domains.xml", [*red, *blue])
         groups = "".join(f'group {{ name = "{name}"; key_file = "{self.keys[name]}"; {members} }}' for name, members in (
-            (name, "".join(f'uuid = "{it}"; ' for it in members)) for name, members in (("red", red), ("blue", blue))))
+            (name, "".join(f'uuid = "{it}"; ' for it in members))
+            for name, members in (("red", red), ("blue", blue), ("green", green)) if members))
         for number in range(keys):
             file = programs.write_key(directory / f"other{number}", os.urandom(4096))
             groups += f'group {{ name = "g{number}"; uuid = "other"; key_file = "{file}"; }}'
@@ -38,15 +40,15 @@ class Site:
                                       program=program or programs.OURS_DIR / "fence_virtd")
         self.daemon.wait_serving()
 
-    def agent(self, guest, way, target, key):
-        """An off by a guest, in the background."""
+    def agent(self, guest, way, target, key, action="off"):
+        """An off (or another action) by a guest, in the background."""
         name, where = ("fence_xvm", ()) if way == "multicast" else ("fence_virt", ("-T", self.host.ip))
-        return programs.Agent(guest, *where, "-o", "off", "-H", target, "-k", self.keys[key], "-t", 30,
+        return programs.Agent(guest, *where, "-o", action, "-H", target, "-k", self.keys[key], "-t", 30,
                               program=programs.OURS_DIR / name)
 
-    def fence(self, way, target, key="blue"):
-        """An off by blue's guest, and its end."""
-        return self.agent(self.blue, way, target, key).finish()
+    def fence(self, way, target, key="blue", action="off"):
+        """An off (or another action) by blue's guest, and its end."""
+        return self.agent(self.blue, way, target, key, action).finish()
 
     def records(self):
         """The audit records so far."""

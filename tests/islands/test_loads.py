@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from lab import loads, programs, wire
+from lab import loads, net, programs, wire
 from lab.rig import slow_to_die
 
 from . import rows, sites
@@ -16,18 +16,18 @@ from . import rows, sites
 pytestmark = pytest.mark.skipif(programs.SIDE != "ours", reason="about our programs")
 
 WIDE = bool(os.environ.get("WIDE"))
-#: Fences beside each load.
-COUNT = 100 if WIDE else 16
+#: Fences beside each load, and beside those of rows that are slow.
+COUNT, FEW = (100, 100) if WIDE else (20, 10)
 #: Milliseconds for which a fence of blue may wait for its turn. A turn of red that is not proved lasts 2,000.
 SOON = 1000
 
 
 @pytest.mark.parametrize("row, maker", [pytest.param(row, maker, id=f"{row.name}-{maker}".replace(" ", "_"))
-                                        for row in rows.ROWS for maker in row.bound])
-def test_a_load_costs_the_fences_of_others_nothing(lab, row, maker, note):
-    """On a machine that many share single fences take longer for no reason of ours, so the short run leaves out a few, and the bound is
-    that of what a load did: seconds for each fence, or failures."""
-    figures = rows.measure(lab, row, maker, COUNT)
+                                        for row in rows.ROWS for maker in row.bound()])
+def test_a_load_costs_fences_nothing(lab, row, maker, note):
+    """What each of these loads did once was seconds for each fence, or failures. The short run leaves room for what others do on the
+    machine meanwhile, and leaves out the slowest fences."""
+    figures = rows.measure(lab, row, maker, FEW if row.slow else COUNT)
     quiet, loaded = ([round(rows.seconds(them, share) * 1000) for share in (0.5, 0.9, 0.99)]
                      for them in (figures.quiet, figures.loaded))
     note(f"ms of median, p90, p99: {quiet} quiet, {loaded} beside the load")
@@ -35,8 +35,8 @@ def test_a_load_costs_the_fences_of_others_nothing(lab, row, maker, note):
     if WIDE:
         assert loaded[2] < 1.5 * quiet[2] + 50
     else:
-        assert loaded[0] < 2 * quiet[0] + 100
-        assert loaded[1] < 2 * quiet[2] + 500
+        assert loaded[0] < 3 * quiet[0] + 200
+        assert loaded[1] < 3 * quiet[2] + 1000
 
 
 def test_the_key_of_all_does_not_fence(site):
@@ -47,14 +47,16 @@ def test_the_key_of_all_does_not_fence(site):
             assert site.fence(way, target, key="all").rc == 3
 
 
-def test_lists_that_nobody_reads_take_little_memory(lab):
-    """120 lists of this length are 50 MB as they are made and sent."""
+def test_lists_that_nobody_reads(lab):
+    """120 lists of this length are 50 MB as they are made and sent. Those that are not made when all hang up never are."""
     site = sites.Site(lab.directory(), red=[*sites.RED, *(f"more{number}" for number in range(2000))])
     try:
         before = site.daemon.rss_kib()
-        with loads.Lists(wire.FakeClient(site.red, wire.read_key(site.keys["red"])), site.host.ip, count=120, read=False):
+        with loads.Lists(wire.FakeClient(site.red, wire.read_key(site.keys["red"])), site.host.ip, count=120, read=False, seconds=60):
             assert site.fence("tcp", "blue1").rc == 0
             assert site.daemon.rss_kib() - before < 40 * 1024, (before, site.daemon.rss_kib())
+        made = net.wait_until(lambda: len(them := [it["result"] for it in site.records() if it["action"] == "list"]) == 120 and them)
+        assert made.count("success") < 60, made
     finally:
         site.close()
 

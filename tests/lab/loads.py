@@ -150,12 +150,12 @@ def unequal(packet, key):
 class Redirected(Packets):
     """Packets that name an address of another node, and a port there that takes connections and says nothing."""
 
-    def __init__(self, client, target, victim, *, rate):
-        super().__init__(client, target, rate=rate, action=wire.OFF, address=victim.ip, port=5900)
-        self.victim = victim
+    def __init__(self, client, target, victim, *, rate, port):
+        super().__init__(client, target, rate=rate, action=wire.OFF, address=victim.ip, port=port)
+        self.victim, self.port = victim, port
 
     def work(self):
-        with wire.FakeClient(self.victim).listening(port=5900) as listener:
+        with wire.FakeClient(self.victim).listening(port=self.port) as listener:
             listener.listen(1024)
             super().work()
 
