@@ -23,8 +23,6 @@ from .sites import RED, Site
 KEYLESS, ANOTHER, OWN = "no key", "another's key", "own key"
 #: Those who can ask for anything.
 KEYED = (ANOTHER, OWN)
-#: Domains of red's where lists are asked for.
-MANY = 5000
 #: Fences of blue's for which a Site has domains.
 FENCES = 420
 
@@ -39,7 +37,7 @@ class Fence:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """See the head of the file. `waits`: its holders of blue's key may hold up blue's fences, by the rule of one survivor; else these are
+    """See the head of the file. `words` may name the laboratory's `{many}` domains. `waits`: its holders of blue's key may hold up blue's fences, by the rule of one survivor; else these are
     as quick as without the load. `slow`: each takes longer than on libvirt's test driver."""
 
     name: str
@@ -131,11 +129,11 @@ def maker_of(site, maker):
     return wire.FakeClient(site.red, key), "blue1" if maker == OWN else "red1"
 
 
-def on_test_driver(load, red=RED, **options):
+def on_test_driver(load, **options):
     """A Row's `open`. `load(site, client, target)` makes the load."""
     @contextlib.contextmanager
     def open_row(lab, maker):
-        site = Site(lab.directory(), red=red, blue=[f"blue{it}" for it in range(1, FENCES)],
+        site = Site(lab.directory(), blue=[f"blue{it}" for it in range(1, FENCES)],
                     **{name: it(lab) if callable(it) else it for name, it in options.items()})
         try:
             fences = Fences(site, map("blue{}".format, itertools.count(1)))
@@ -197,8 +195,10 @@ def undying(lab, maker):
         site.close()
 
 
-#: Domains of red's for lists.
-CROWD = (*RED, *(f"more{it}" for it in range(MANY)))
+def listed(load):
+    """A Row's `open` for a load of lists: red has the laboratory's many domains."""
+    return on_test_driver(load, red=lambda lab: [*RED, *(f"more{it}" for it in range(lab.many))])
+
 
 ROWS = [
     Row("silent clients", "118 connections ask for an off, have the host prove itself, and say no more",
@@ -207,11 +207,10 @@ ROWS = [
         on_test_driver(redirected)),
     Row("no challenge", "1,664 connections from 13 addresses with a request and no challenge, renewed each second",
         on_test_driver(connections(13 * 128, loads.request, addresses=13, seconds=1))),
-    Row("lists", f"900 lists of {MANY:,} domains outstanding, all the time", on_test_driver(lists(900), CROWD), KEYED),
-    Row("unread lists", f"1,000 clients ask for a list of {MANY:,} domains and do not read it",
-        on_test_driver(lists(1000, read=False), CROWD), KEYED),
-    Row("left lists", f"200 clients ask for a list of {MANY:,} domains, hang up 0.1 s after their proof, and ask again",
-        on_test_driver(lists(200, read=False, seconds=0.1), CROWD), KEYED),
+    Row("lists", "900 lists of {many:,} domains outstanding, all the time", listed(lists(900)), KEYED),
+    Row("unread lists", "1,000 clients ask for a list of {many:,} domains and do not read it", listed(lists(1000, read=False)), KEYED),
+    Row("left lists", "200 clients ask for a list of {many:,} domains, hang up 0.1 s after their proof, and ask again",
+        listed(lists(200, read=False, seconds=0.1)), KEYED),
     Row("packets", "30,000 different packets a second", on_test_driver(packets(30_000))),
     Row("undying machines", "offs of two machines whose QEMU stands still; all are real machines", undying, KEYED, waits=True, slow=True),
     Row("many keys", "2,000 different packets a second, where 1,000 more groups have a key of 4 KiB each",

@@ -26,6 +26,8 @@ from lab import net, programs  # noqa: E402
 
 #: Seconds for the fences beside a load; where they wait in their own island there are fewer of them.
 LIMIT = 20
+#: Domains where lists are asked for.
+MANY = 5000
 
 
 def main():
@@ -36,10 +38,10 @@ def main():
     options = parser.parse_args()
     net.exit_on_sigterm()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=programs.REPOSITORY, capture_output=True, text=True).stdout.strip()
-    print(f"commit {commit}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f} at the begin, {options.fences} fences\n")
-    print("| load | who | quiet: p50, p99 | beside the load: p50, p99 | ratio of p99 | failed |")
+    print(f"Commit {commit}, {os.cpu_count()} processors, load average {os.getloadavg()[0]:.1f} before, {options.fences} fences.\n")
+    print("| load | who | quiet: p50, p99 in ms | beside the load: p50, p99 | ratio of p99 | failed |")
     print("| --- | --- | --- | --- | --- | --- |", flush=True)
-    with tempfile.TemporaryDirectory(prefix="fvlab-") as directory, Lab(pathlib.Path(directory)) as lab:
+    with tempfile.TemporaryDirectory(prefix="fvlab-") as directory, Lab(pathlib.Path(directory), MANY) as lab:
         for row in ROWS:
             if row.name in options.only.split(","):
                 for maker in row.makers:
@@ -49,8 +51,9 @@ def main():
 def line(row, maker, figures):
     """A row of Markdown."""
     quiet, loaded = ([seconds(them, share) for share in (0.5, 0.99)] for them in (figures.quiet, figures.loaded))
-    cells = [f"{row.words}", maker, *(f"{p50 * 1000:.0f}, {p99 * 1000:.0f} ms" for p50, p99 in (quiet, loaded)),
-             f"{loaded[1] / quiet[1]:.1f}", f"{figures.failed()} of {len(figures.quiet + figures.loaded)}"]
+    failed = f"{figures.failed()} of {len(figures.quiet + figures.loaded)}" if figures.failed() else ""
+    cells = [row.words.format(many=MANY) if maker == row.makers[0] else "…", maker, *(f"{p50 * 1000:.0f}, {p99 * 1000:.0f}" for p50, p99 in (quiet, loaded)),
+             f"{loaded[1] / quiet[1]:.1f}", failed]
     return f"| {' | '.join(cells)} |"
 
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(programs.SIDE != "ours", reason="about our progr
 
 WIDE = bool(os.environ.get("WIDE"))
 #: Fences beside each load, and beside those of rows that are slow.
-COUNT, FEW = (100, 100) if WIDE else (20, 10)
+COUNT, FEW = (100, 100) if WIDE else (20, 6)
 #: Milliseconds for which a fence of blue may wait for its turn. A turn of red that is not proved lasts 2,000.
 SOON = 1000
 
