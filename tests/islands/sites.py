@@ -69,7 +69,7 @@ class Lab:
     """Directories for Sites, and a libvirtd with QEMU domains, which is started when it is first needed. `many`: the domains of red's where
     lists are asked for."""
 
-    def __init__(self, directory, many=2000):
+    def __init__(self, directory, many=1000):
         self._directory, self._made, self.many = directory, 0, many
         self._open = contextlib.ExitStack()
 

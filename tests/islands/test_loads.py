@@ -26,7 +26,7 @@ SOON = 1000
                                         for row in rows.ROWS for maker in row.bound()])
 def test_a_load_costs_fences_nothing(lab, row, maker, note):
     """What each of these loads did once was seconds for each fence, or failures. The short run leaves room for what others do on the
-    machine meanwhile, and leaves out the slowest fences."""
+    machine meanwhile, most of it for the slowest fences."""
     figures = rows.measure(lab, row, maker, FEW if row.slow else COUNT)
     quiet, loaded = ([round(rows.seconds(them, share) * 1000) for share in (0.5, 0.9, 0.99)]
                      for them in (figures.quiet, figures.loaded))
@@ -37,6 +37,7 @@ def test_a_load_costs_fences_nothing(lab, row, maker, note):
     else:
         assert loaded[0] < 3 * quiet[0] + 200
         assert loaded[1] < 3 * quiet[2] + 1000
+        assert loaded[2] < 3 * quiet[2] + 5000
 
 
 def test_the_key_of_all_does_not_fence(site):

@@ -154,7 +154,7 @@ def unread(node, port=wire.PORT):
 
 def flood(client, host, count, burst=2000):
     """Sends so many valid packets, no two of which are equal, and no faster than the host reads them."""
-    packets = loads.unequal(client.packet(wire.STATUS, "red1"), client.key)
+    packets = loads.unequal(client.packet(wire.STATUS, "red1"), client.key, requests=False)
     with wire.multicast_sender(client.node) as s:
         for number, packet in enumerate(itertools.islice(packets, count)):
             s.send(packet)

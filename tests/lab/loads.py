@@ -118,6 +118,9 @@ class Connections(Load):
 class Packets(Load):
     """Multicast packets at a `rate`, no two of which are equal. `fields` are those of the client's packets."""
 
+    #: Seconds of it that make it whole.
+    first = 0
+
     def __init__(self, client, target, *, rate, action=wire.STATUS, **fields):
         super().__init__(client)
         self.rate, self.packet = rate, client.packet(action, target, **fields)
@@ -134,16 +137,18 @@ class Packets(Load):
                         self.done.value += 1
                     if self.ended.is_set():
                         return
-                self.begun()
+                if time.monotonic() >= since + self.first:
+                    self.begun()
                 time.sleep(0.002)
 
 
-def unequal(packet, key):
-    """Packets without end, each with the fields of this one (SHA-256), another random part and the hash that is right for the
-    key."""
+def unequal(packet, key, requests=True):
+    """Packets without end, each with the fields of this one (SHA-256), another random part and the hash that is right for the key. Each
+    is a request of its own, or one more packet of the same request."""
     keyed = hashlib.sha256(key)
     for number in range(1 << 48):
-        made = packet[:98] + number.to_bytes(6, "little") + packet[104:112]
+        random = number.to_bytes(6, "little")
+        made = packet[:98] + random + (random[:4] if requests else packet[104:108]) + packet[108:112]
         h = keyed.copy()
         h.update(made + bytes(64))
         yield made + h.digest() + bytes(32)
@@ -151,6 +156,9 @@ def unequal(packet, key):
 
 class Redirected(Packets):
     """Packets that name an address of another node, and a port there that takes connections and says nothing."""
+
+    # More than an address has slots.
+    first = 1
 
     def __init__(self, client, target, victim, *, rate, port):
         super().__init__(client, target, rate=rate, action=wire.OFF, address=victim.ip, port=port)
