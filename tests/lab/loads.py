@@ -9,7 +9,6 @@ Each load runs in a process of its own, so that it takes no time from the one th
 whole, and ends with all of it closed; a load that failed meanwhile fails the block.
 """
 
-import collections
 import contextlib
 import hashlib
 import multiprocessing
@@ -92,8 +91,8 @@ def add_addresses(node, count):
 
 
 class Connections(Load):
-    """So many TCP connections, from so many addresses, each of which says what `say` gives. Each is replaced after so many
-    `seconds`, if the daemon has closed it or not."""
+    """So many TCP connections, from so many addresses, each of which says what `say` gives. After so many `seconds` all
+    are closed, and made anew."""
 
     def __init__(self, client, to, *, count, say, target=b"", addresses=1, seconds=4):
         super().__init__(client, to)
@@ -101,18 +100,17 @@ class Connections(Load):
         self.addresses = add_addresses(client.node, addresses)
 
     def work(self):
-        held = collections.deque()
         while not self.ended.is_set():
-            if len(held) == self.count:
-                held.popleft().close()
-            held.append(_connection(self.client.node, self.to, self.addresses[self.done.value % len(self.addresses)]))
-            # One that the daemon has closed, or the kernel has not taken, says nothing.
-            with contextlib.suppress(OSError):
-                held[-1].sendall(self.say(self.client, self.target))
-            self.done.value += 1
-            if len(held) == self.count:
-                self.begun()
-                self.ended.wait(self.seconds / self.count)
+            held = []
+            for number in range(self.count):
+                held.append(_connection(self.client.node, self.to, self.addresses[number % len(self.addresses)]))
+                # One that the daemon has closed, or the kernel has not taken, says nothing.
+                with contextlib.suppress(OSError):
+                    held[-1].sendall(self.say(self.client, self.target))
+            self.begun()
+            self.ended.wait(self.seconds)
+            for it in held:
+                it.close()
 
 
 class Packets(Load):

@@ -316,7 +316,9 @@ async fn list(
         if lease.end_reason().is_some() {
             lease.check()?;
         }
-        return Ok(RequestOutcome::failed("clients with the same key read none of the lists that wait for them"));
+        return Ok(RequestOutcome::failed(
+            "clients with the same key read none of the lists that wait for them",
+        ));
     };
     let shown = listing
         .domains
