@@ -36,7 +36,8 @@ class Site:
             }}
             backends {{ libvirt {{ uri = "{uri}"; {further} }} }}
             groups {{ {groups} }}""")
-        self.daemon = programs.Daemon(self.host, self.config, ready="tcp",
+        # libvirt takes seconds for thousands of domains.
+        self.daemon = programs.Daemon(self.host, self.config, "-w", ready="tcp",
                                       program=program or programs.OURS_DIR / "fence_virtd")
         self.daemon.wait_serving()
 
