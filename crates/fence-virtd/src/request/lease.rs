@@ -6,9 +6,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use fence_core::domain::ActionError;
+use fence_core::host_down::Moment;
 use tokio::sync::{mpsc, watch};
 
 use crate::request::trail::AgentRunTrail;
+use crate::util::boot_clock::since_boot;
 
 /// The right to act for a request until a deadline.
 ///
@@ -17,6 +19,7 @@ use crate::request::trail::AgentRunTrail;
 #[derive(Clone, Debug)]
 pub(crate) struct Lease {
     request: u64,
+    began: Moment,
     until: Instant,
     ended: watch::Sender<Option<LeaseEndReason>>,
     trail: AgentRunTrail,
@@ -79,7 +82,7 @@ impl Lease {
         let (ended, trail) = (watch::Sender::new(None), AgentRunTrail::default());
         let late_seen = Arc::default();
         let released = LeaseReleased { leases, late_off: late, late_seen: Arc::clone(&late_seen) };
-        (Self { request, until, ended, trail, _alive: alive, late_off, late_seen }, released)
+        (Self { request, began: Moment(since_boot()), until, ended, trail, _alive: alive, late_off, late_seen }, released)
     }
 
     /// Returns the lease with another trail for the agent runs under it.
@@ -100,6 +103,11 @@ impl Lease {
     /// Returns the number of the request.
     pub(crate) fn request(&self) -> u64 {
         self.request
+    }
+
+    /// Returns the moment when the lease was made, which is after the request came.
+    pub(crate) fn began(&self) -> Moment {
+        self.began
     }
 
     /// Returns the moment after which nothing may begin and nobody waits for the answer.
