@@ -110,8 +110,8 @@ impl DownEvidence {
 }
 
 impl LostHost {
-    /// Returns the proof that the host is down, from an answer to a question that was asked after this moment.
-    /// Waits for it if there may be any.
+    /// Returns the proof that the host is down, from an answer to a question of after this moment. Waits
+    /// for it if there may be any.
     ///
     /// # Errors
     /// No proof until then, or none that could come: why. Then the host may run, and its domains with it.

@@ -19,7 +19,9 @@ use crate::util::boot_clock::since_boot;
 #[derive(Clone, Debug)]
 pub(crate) struct Lease {
     request: u64,
+    /// Moment when the lease was made, by both clocks.
     began: Moment,
+    made: Instant,
     until: Instant,
     ended: watch::Sender<Option<LeaseEndReason>>,
     trail: AgentRunTrail,
@@ -82,7 +84,8 @@ impl Lease {
         let (ended, trail) = (watch::Sender::new(None), AgentRunTrail::default());
         let late_seen = Arc::default();
         let released = LeaseReleased { leases, late_off: late, late_seen: Arc::clone(&late_seen) };
-        (Self { request, began: Moment(since_boot()), until, ended, trail, _alive: alive, late_off, late_seen }, released)
+        let (began, made) = (Moment(since_boot()), Instant::now());
+        (Self { request, began, made, until, ended, trail, _alive: alive, late_off, late_seen }, released)
     }
 
     /// Returns the lease with another trail for the agent runs under it.
@@ -151,6 +154,12 @@ impl Lease {
         }
     }
 
+    /// Returns whether the time is up on the clock that goes on while this machine is suspended, as the other
+    /// hosts do.
+    fn slept_over(&self) -> bool {
+        Moment(since_boot()).since(self.began) >= self.until.saturating_duration_since(self.made)
+    }
+
     /// Checks that an action may begin now.
     pub(crate) fn check(&self) -> Result<(), ActionError> {
         if let Some(why) = self.end_reason() {
@@ -159,7 +168,7 @@ impl Lease {
                 LeaseEndReason::Superseded => "the same client asked something newer",
                 LeaseEndReason::Forbidden => "a reload forbade it",
             }))
-        } else if Instant::now() >= self.until {
+        } else if Instant::now() >= self.until || self.slept_over() {
             Err(ActionError::Lapsed("the client's time is up"))
         } else {
             Ok(())
