@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use fence_wire::Response;
 
+use super::claim_ends::ClaimHold;
 use super::message::{
     ActingClaim, AskAction, AskEnd, AskOutcome, ClaimMessage, HostMessage, InFlightClaim, Member, StateSync,
 };
@@ -213,6 +214,8 @@ fn is_for_replica(message: &HostMessage) -> bool {
             | HostMessage::Answered { .. }
             | HostMessage::Lingers { .. }
             | HostMessage::Finished { .. }
+            | HostMessage::Holds { .. }
+            | HostMessage::Overdue { .. }
             | HostMessage::Taken { .. }
             | HostMessage::Progress { .. }
             | HostMessage::Reply { .. }
@@ -250,6 +253,8 @@ pub(super) struct ClaimEntry {
     holders: BTreeSet<ClaimHolder>,
     /// Holders that keep the claim for a daemon which is gone ([`super::orphans`]).
     keepers: BTreeSet<ClaimHolder>,
+    /// Number of times that each holder has said that it holds on ([`super::claim_ends`]).
+    renewed: BTreeMap<ClaimHolder, u64>,
     /// Outcome that the asker reported, or the owner in its place.
     outcome: Option<AskOutcome>,
 }
@@ -272,6 +277,13 @@ enum ClaimHolder {
     Owner(Member, u64),
 }
 
+impl ClaimHolder {
+    /// Returns the holder that this member is, by the ask that it carries out if it is an owner.
+    fn of(member: Member, ask: Option<u64>) -> Self {
+        ask.map_or(Self::Asker, |ask| Self::Owner(member, ask))
+    }
+}
+
 impl ReplicatedArbiter {
     pub(super) fn new(start: Instant) -> Self {
         Self {
@@ -288,6 +300,11 @@ impl ReplicatedArbiter {
     fn now(&mut self) -> Instant {
         self.events += 1;
         self.start + Duration::from_nanos(self.events)
+    }
+
+    /// Returns whether the replica has this claim.
+    pub(super) fn has(&self, key: ClaimKey) -> bool {
+        self.numbers.contains_key(&key)
     }
 
     /// Returns true if the claims in flight on the domain are starts by this member.
@@ -319,6 +336,19 @@ impl ReplicatedArbiter {
             HostMessage::Lingers { id, outcome } => {
                 self.answered((from, *id), LateEffect::PowerOff, outcome, grants);
             }
+            HostMessage::Holds { asker, id, ask } => {
+                let holder = ClaimHolder::of(from, *ask);
+                if let Some(entry) = self.held_entry((*asker, *id), from, holder) {
+                    *entry.renewed.entry(holder).or_default() += 1;
+                }
+            }
+            HostMessage::Overdue { member, asker, id, ask, renewed } => {
+                let holder = ClaimHolder::of(*member, *ask);
+                let is_over = |it: &mut ClaimEntry| it.renewed.get(&holder).copied().unwrap_or(0) == *renewed;
+                if self.held_entry((*asker, *id), *member, holder).is_some_and(is_over) {
+                    self.release((*asker, *id), holder, None, grants);
+                }
+            }
             HostMessage::Taken { asker, ask, claim } => {
                 let number = self.numbers.get(&(*asker, *claim));
                 if let Some(entry) = number.and_then(|it| self.entries.get_mut(it)).filter(|it| it.in_flight)
@@ -338,6 +368,28 @@ impl ReplicatedArbiter {
             }
             _ => {}
         }
+    }
+
+    /// Returns a claim that this member holds in this way.
+    fn held_entry(&mut self, key: ClaimKey, by: Member, holder: ClaimHolder) -> Option<&mut ClaimEntry> {
+        let entry = self.entries.get_mut(self.numbers.get(&key)?)?;
+        let is_its = holder != ClaimHolder::Asker || key.0 == by;
+        (is_its && entry.holders.contains(&holder)).then_some(entry)
+    }
+
+    /// Returns all holds of claims.
+    pub(super) fn holds(&self) -> impl Iterator<Item = ClaimHold> {
+        self.entries.values().flat_map(|entry| {
+            entry.holders.iter().map(|holder| {
+                let (by, ask) = match *holder {
+                    ClaimHolder::Asker => (entry.key.0, None),
+                    ClaimHolder::Owner(owner, ask) => (owner, Some(ask)),
+                };
+                let renewed = entry.renewed.get(holder).copied().unwrap_or(0);
+                let (key, claim, in_flight) = (entry.key, entry.claim.clone(), entry.in_flight);
+                ClaimHold { key, by, ask, claim, in_flight, renewed }
+            })
+        })
     }
 
     /// Takes in the claims in flight of members, in this order. Returns those whose target was seen off.
@@ -497,6 +549,7 @@ impl ReplicatedArbiter {
             entry.outcome = outcome.cloned();
         }
         entry.keepers.remove(&holder);
+        entry.renewed.remove(&holder);
         if !entry.holders.is_empty() {
             return self.linger_if_kept(number, grants);
         }
@@ -657,7 +710,7 @@ impl ReplicatedArbiter {
         let holders = if in_flight { BTreeSet::new() } else { BTreeSet::from([ClaimHolder::Asker]) };
         let (claim, outcome) = (claim.clone(), None);
         let (seen_off, answered, lingers, again) = (false, false, false, false);
-        let keepers = BTreeSet::new();
+        let (keepers, renewed) = (BTreeSet::new(), BTreeMap::new());
         let entry = ClaimEntry {
             key,
             claim,
@@ -668,6 +721,7 @@ impl ReplicatedArbiter {
             again,
             holders,
             keepers,
+            renewed,
             outcome,
         };
         self.entries.insert(number, entry);

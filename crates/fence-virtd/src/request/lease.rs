@@ -6,9 +6,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use fence_core::domain::ActionError;
+use fence_core::host_down::Moment;
 use tokio::sync::{mpsc, watch};
 
 use crate::request::trail::AgentRunTrail;
+use crate::util::boot_clock::since_boot;
 
 /// The right to act for a request until a deadline.
 ///
@@ -17,6 +19,9 @@ use crate::request::trail::AgentRunTrail;
 #[derive(Clone, Debug)]
 pub(crate) struct Lease {
     request: u64,
+    /// Moment when the lease was made, by both clocks.
+    began: Moment,
+    made: Instant,
     until: Instant,
     ended: watch::Sender<Option<LeaseEndReason>>,
     trail: AgentRunTrail,
@@ -79,7 +84,8 @@ impl Lease {
         let (ended, trail) = (watch::Sender::new(None), AgentRunTrail::default());
         let late_seen = Arc::default();
         let released = LeaseReleased { leases, late_off: late, late_seen: Arc::clone(&late_seen) };
-        (Self { request, until, ended, trail, _alive: alive, late_off, late_seen }, released)
+        let (began, made) = (Moment(since_boot()), Instant::now());
+        (Self { request, began, made, until, ended, trail, _alive: alive, late_off, late_seen }, released)
     }
 
     /// Returns the lease with another trail for the agent runs under it.
@@ -100,6 +106,11 @@ impl Lease {
     /// Returns the number of the request.
     pub(crate) fn request(&self) -> u64 {
         self.request
+    }
+
+    /// Returns the moment when the lease was made, which is after the request came.
+    pub(crate) fn began(&self) -> Moment {
+        self.began
     }
 
     /// Returns the moment after which nothing may begin and nobody waits for the answer.
@@ -143,6 +154,12 @@ impl Lease {
         }
     }
 
+    /// Returns whether the time is up on the clock that goes on while this machine is suspended, as the other
+    /// hosts do.
+    fn slept_over(&self) -> bool {
+        Moment(since_boot()).since(self.began) >= self.until.saturating_duration_since(self.made)
+    }
+
     /// Checks that an action may begin now.
     pub(crate) fn check(&self) -> Result<(), ActionError> {
         if let Some(why) = self.end_reason() {
@@ -151,7 +168,7 @@ impl Lease {
                 LeaseEndReason::Superseded => "the same client asked something newer",
                 LeaseEndReason::Forbidden => "a reload forbade it",
             }))
-        } else if Instant::now() >= self.until {
+        } else if Instant::now() >= self.until || self.slept_over() {
             Err(ActionError::Lapsed("the client's time is up"))
         } else {
             Ok(())

@@ -173,7 +173,7 @@ impl Service {
             Ok(opened) => opened,
             Err(failure) => return unproved(&failure, stages),
         };
-        let grant = self.watched_grant(job, &resolved, &lease, link).await;
+        let (resolved, grant) = self.watched_grant(job, resolved, &lease, link).await;
         drop(arrival);
         stages.turn = Some(StageTimes::since(job.arrived));
         let not_run = match &grant {
@@ -232,16 +232,26 @@ impl Service {
         (outcome, why.is_some_and(|it| it != LeaseEndReason::Forbidden))
     }
 
-    /// Waits for the grant as long as the client waits and no reload forbids the request. A grant that is
-    /// there comes before any sign of the client.
+    /// Waits until something can begin, and then for the grant, as long as the client waits and no reload
+    /// forbids the request. A grant that is there comes before any sign of the client. Returns the target
+    /// with it, which is refused if nothing could ever begin.
     async fn watched_grant<L: ClientLink>(
         &self,
         job: &RequestJob,
-        resolved: &ResolvedTarget,
+        resolved: ResolvedTarget,
         lease: &Lease,
         link: &mut L,
-    ) -> Grant<RunPermit> {
-        let grant = under_the_rules(job, resolved, lease, self.wait_for_grant(job, resolved, lease));
+    ) -> (ResolvedTarget, Grant<RunPermit>) {
+        let target = resolved.clone();
+        let grant = under_the_rules(job, &target, lease, async {
+            match self.when_ready(job, resolved, lease).await {
+                Ok(ready) => {
+                    let grant = self.wait_for_grant(job, &ready, lease).await;
+                    (ready, grant)
+                }
+                Err((resolved, why)) => (resolved, Grant::Rejected(why)),
+            }
+        });
         tokio::pin!(grant);
         loop {
             tokio::select! {
@@ -305,6 +315,33 @@ impl Service {
         self.challenges.check_responsive();
     }
 
+    /// Waits until something of the request can begin. It has no turn yet, and has not been proved: so it
+    /// holds nobody up, and a client that is shot meanwhile can't give the proof later. Returns the target,
+    /// refused if nothing will begin. Ends at once when the lease does.
+    async fn when_ready(
+        &self,
+        job: &RequestJob,
+        resolved: ResolvedTarget,
+        lease: &Lease,
+    ) -> Result<ResolvedTarget, (ResolvedTarget, Rejection)> {
+        let ResolvedTarget::Run(Some(located)) = &resolved else { return Ok(resolved) };
+        if arbitrated_action(job, &resolved) == ArbitratedAction::Look {
+            return Ok(resolved);
+        }
+        let ready = tokio::select! {
+            biased;
+            ready = self.backend.ready(located, lease) => ready,
+            why = until_abandoned(lease) => return Err((resolved, why)),
+        };
+        Ok(match ready {
+            Ok(()) => resolved,
+            Err(why) => {
+                let domain = Some(located.domain().clone());
+                ResolvedTarget::Refused(Refusal::Failure, why.to_string(), domain)
+            }
+        })
+    }
+
     /// Waits until the request may run, or must not. Ends at once when the lease does.
     async fn wait_for_grant(
         &self,
@@ -313,7 +350,10 @@ impl Service {
         lease: &Lease,
     ) -> Grant<RunPermit> {
         let work = arbitrated_action(job, resolved);
-        let request = arbiter_request(job, work, resolved, lease.until());
+        // What is refused at the end of the request's time is to be told.
+        let is_refused = matches!(resolved, ResolvedTarget::Refused(..));
+        let until = if is_refused { job.deadline() } else { lease.until() };
+        let request = arbiter_request(job, work, resolved, until);
         let mut queued = match self.grants.submit(request.clone()) {
             Ok(queued) => queued,
             Err(why) => return Grant::Rejected(why),

@@ -24,8 +24,9 @@ fn what() -> impl Strategy<Value = AskAction> {
 fn claim() -> impl Strategy<Value = ClaimMessage> {
     let source = prop::option::of(text(ID_LIMIT));
     let peer = prop::option::of(text(ID_LIMIT));
-    (any::<u64>(), what(), text(ID_LIMIT), source, peer)
-        .prop_map(|(id, what, target, source, peer)| ClaimMessage { id, what, target, source, peer })
+    (any::<u64>(), what(), text(ID_LIMIT), source, peer, prop::option::of(any::<u64>())).prop_map(
+        |(id, what, target, source, peer, term_ms)| ClaimMessage { id, what, target, source, peer, term_ms },
+    )
 }
 
 fn held() -> impl Strategy<Value = InFlightClaim> {
@@ -114,6 +115,11 @@ fn message() -> impl Strategy<Value = HostMessage> {
         (any::<u64>(), outcome()).prop_map(|(id, outcome)| HostMessage::Answered { id, outcome }),
         (any::<u64>(), outcome()).prop_map(|(id, outcome)| HostMessage::Lingers { id, outcome }),
         (any::<u64>(), outcome()).prop_map(|(id, outcome)| HostMessage::Finished { id, outcome }),
+        (member(), any::<u64>(), prop::option::of(any::<u64>()))
+            .prop_map(|(asker, id, ask)| HostMessage::Holds { asker, id, ask }),
+        (member(), member(), any::<(u64, u64)>(), prop::option::of(any::<u64>())).prop_map(
+            |(member, asker, (id, renewed), ask)| HostMessage::Overdue { member, asker, id, ask, renewed }
+        ),
         ask().prop_map(HostMessage::Ask),
         (member(), any::<u64>()).prop_map(|(to, ask)| HostMessage::Cancel { to, ask }),
         numbers().prop_map(|(to, ask, left_ms)| HostMessage::Go { to, ask, left_ms }),
@@ -199,11 +205,31 @@ fn the_form_of_messages() {
         target: "t".into(),
         source: Some("s".into()),
         peer: None,
+        term_ms: None,
     };
     let of = |message: HostMessage| String::from_utf8(message.encode().unwrap()).unwrap();
     assert_eq!(
         of(HostMessage::Claim(claim.clone())),
         r#"{"v":1,"kind":"claim","id":7,"what":"off","target":"t","source":"s"}"#
+    );
+    assert_eq!(
+        of(HostMessage::Claim(claim.clone().with_term(Some(Duration::from_secs(26))))),
+        r#"{"v":1,"kind":"claim","id":7,"what":"off","target":"t","source":"s","term_ms":26000}"#
+    );
+    let holder = Member { node: 1, pid: 98 };
+    assert_eq!(
+        of(HostMessage::Holds { asker: holder, id: 7, ask: None }),
+        r#"{"v":1,"kind":"holds","asker":[1,98],"id":7}"#
+    );
+    assert_eq!(
+        of(HostMessage::Overdue {
+            member: Member { node: 2, pid: 99 },
+            asker: holder,
+            id: 7,
+            ask: Some(3),
+            renewed: 0
+        }),
+        r#"{"v":1,"kind":"overdue","member":[2,99],"asker":[1,98],"id":7,"ask":3,"renewed":0}"#
     );
     let outcome = AskOutcome::new(Response::Failure, Some("why"));
     assert_eq!(

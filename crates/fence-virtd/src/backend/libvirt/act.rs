@@ -414,19 +414,15 @@ impl PowerOffRun<'_> {
         }
         // The last reading is fresh, so the hypervisor answers now. If it hangs from here on, only this one
         // call can still take effect late.
-        if let Err(lapsed) = self.lease.check() {
-            if !self.progress.acted {
-                return Err(lapsed.into());
-            }
-            let (state, reason) = (look(self.connection, uuid)?.words(), self.refusal.take());
-            return Err(ActionError::NoEffect { state, reason }.into());
-        }
+        self.check_lease()?;
         if self.progress.is_handed_over && self.order.other_end != OtherEnd::Found {
             self.memory.write_move(uuid);
         }
         if self.progress.processes.is_empty() {
             self.progress.processes = self.memory.note_processes(uuid);
         }
+        // Other hosts go on where this one stands still for too long.
+        self.check_lease()?;
         let had_acted = std::mem::replace(&mut self.progress.acted, true);
         let before = self.progress.ordered.replace(self.victim);
         let destroyed = domain.destroy();
@@ -450,6 +446,18 @@ impl PowerOffRun<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// Checks that the domain may be destroyed now.
+    fn check_lease(&mut self) -> Result<(), ActFailure> {
+        match self.lease.check() {
+            Err(lapsed) if !self.progress.acted => Err(lapsed.into()),
+            Err(_) => {
+                let (state, reason) = (look(self.connection, self.order.uuid)?.words(), self.refusal.take());
+                Err(ActionError::NoEffect { state, reason }.into())
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     /// Asks whether a job has the instance: a migration may be about to hand the machine over. Without an
