@@ -369,7 +369,7 @@ mod tests {
         let now = start + MINUTE;
         let claim =
             ClaimMessage { id: 7, what: AskAction::Reboot, target: "u".to_owned(), source: None, peer: None };
-        let held = InFlightClaim { claim, seen_off: false, lingers: false, answered: false };
+        let held = InFlightClaim { claim, seen_off: false, lingers: false, answered: false, hangs: false };
         let acting = vec![ActingClaim { asker: B, ask, held }];
         let taken = HostMessage::Taken { asker: B, ask, claim: 7 };
         for owned in [taken, HostMessage::Sync(StateSync { acting, ..StateSync::default() })] {

@@ -69,6 +69,16 @@ fn the_time_begins_at_the_end_of_a_look_that_takes_long() {
     }
 }
 
+/// One that lives has carried out by then what it was sent, and nothing more is sent.
+#[test]
+fn an_order_hangs_when_one_that_lives_would_be_done_with_it() {
+    let start = Instant::now();
+    let at = |seconds| start + Duration::from_secs(seconds);
+    for (sent, lease_end, from) in [(0, 28, 28), (13, 28, 28), (20, 28, 35), (28, 28, 43)] {
+        assert_eq!(UnseenPowerOff::hangs_from(at(sent), at(lease_end)), at(from), "{sent} {lease_end}");
+    }
+}
+
 /// Course of one order at a hypervisor, in steps since the order to run.
 #[derive(Clone, Copy, Debug)]
 struct Course {
