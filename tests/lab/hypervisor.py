@@ -434,6 +434,7 @@ def hanging_off(hypervisor, domain, order):
         process.thaw(qemu.pid)
         hypervisor.recover()
     assert qemu.ended(60), f"{domain.name} runs on"
+    domain.wait_state("shut off")
 
 
 def machine_xml(name, uuid, accel, *, vnc_password=None, serial=(), channel=(), interface=(), title=None, disk=None,

@@ -38,8 +38,8 @@
 //! ([`Arbiter::install_late`]): a start that may come late does not hold up an "on".
 //!
 //! A power-off that hangs ([`LateEffect::HangingOff`]) may come at any later moment, or never. It holds up
-//! only what has its target, and what is known to come from there. What waits for that end is overtaken by all
-//! others, holds up none, and none joins it.
+//! only what has its target, and what is known to come from there. What waits for that end is overtaken by
+//! all others, holds up none, and none joins it.
 //!
 //! One target: "off already" must not be said of a domain that a reboot is about to start. Danger: once the
 //! target is seen off neither can spoil the other, and the start after a reboot shoots nobody.
@@ -85,15 +85,14 @@
 //!
 //! For the same reason a request in flight can't lose its source to another; a peer that shoots itself can.
 //!
-//! Power-offs that hang may come after all others, at any moment. Where each source is known the rule stands.
-//! Suppose again that all were down. A target V of one that hangs shoots nobody from the moment when that one
-//! was told to run: what comes from V waits. So all that V shot was over before. Take of all that V ever shot,
-//! for all such V, and of all others that went down in time, the last one that went down, Z, shot by Y. If Y
-//! went down in time it was down before Z, as above. If Y is the target of one that hangs, by X, then Z was down
-//! before X was told to run. X was up then, so it went down later: not in time, for Z was the last. So X is
-//! the target of one that hangs as well, and its request for Y was told to run before that one. So we go from
-//! Y to X, and on to whoever shot X, each time to a later request, and never meet one again: but there is an end
-//! of them. (If none went down in time the same holds, from any of them on.)
+//! Power-offs that hang may come after all others, at any moment. Where each source is known the rule
+//! stands. Suppose again that all were down. Let Z be the last one that went down in time, by no power-off
+//! that hung, shot by Y. If Y went down in time too, it did so before Z, and the above holds. Else X shot Y
+//! by one that hung. Whatever Y shot was over before that one was told to run, for from then on all that
+//! comes from Y waits. So Z was down by then, and X was up, for it gave its proof. X went down later than
+//! Z, so by one that hung as well, from W; and that one was told to run after the one of X for Y. So it
+//! goes on from X to W, each time to a power-off that was told to run later, and there is no end of that:
+//! but there is an end of nodes. (If none went down in time, begin with any of them.)
 //!
 //! Where a source is not known it may be V. Such requests are not held up by a power-off that hangs: else
 //! nothing could be fenced while a hypervisor stands still. So V may be one of those that shoot, and go down

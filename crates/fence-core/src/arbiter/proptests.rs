@@ -84,7 +84,7 @@ struct Live {
     again: bool,
     /// Nodes that could have shown its key when it came.
     island: Island,
-    /// It waited for a power-off that hung, and was overtaken meanwhile.
+    /// Marks one that waited for a power-off that hung, and was overtaken meanwhile.
     was_stuck: bool,
     /// The daemon that took it has ended: neither its key nor the name of its target is known any more.
     left: bool,
@@ -211,8 +211,9 @@ impl World {
                 self.happen(Event::HangOn(id));
                 continue;
             }
-            let hangs = |it: &Live| it.place == Place::Running(Stage::Hanging);
-            let is_hung = |event: &Event| matches!(event, Event::Step(id) if self.live.iter().any(|it| it.id == *id && hangs(it)));
+            let hangs = |it: &&Live| it.place == Place::Running(Stage::Hanging);
+            let hung: BTreeSet<u64> = self.live.iter().filter(hangs).map(|it| it.id).collect();
+            let is_hung = |event: &Event| matches!(event, Event::Step(id) if hung.contains(id));
             let events = self.events();
             let (last, first): (Vec<Event>, Vec<Event>) = events.into_iter().partition(is_hung);
             let open = if first.is_empty() { last } else { first };

@@ -45,8 +45,9 @@
 //! of that host has told what is left, until the target was seen off, or for a limited time. It conflicts
 //! as any claim does whose effect may come late: a further off of the same target does not wait for it.
 //!
-//! A power-off that hangs in a hypervisor ends for nobody. When each host that holds its claim says so
-//! (`hangs`), the claim conflicts only with what has the same target, and with what is known to come from there.
+//! A power-off that hangs in a hypervisor may come at any later time. When each host that holds its claim
+//! says so (`hangs`), the claim conflicts only with what has the same target, and with what is known to come
+//! from there.
 //!
 //! Where all daemons were started anew nobody may know of such an order. Then a claim that it may concern is
 //! held back by its own host ([`super::unknown_orders`]), and takes its place in the order later.

@@ -46,7 +46,7 @@ pub(crate) type OwnChange = (Uuid, Option<OwnDomain>);
 /// Reading of one hypervisor, as the other hosts are to know it.
 pub(crate) struct OwnReading {
     pub(crate) changes: Vec<OwnChange>,
-    /// It is the first one of that hypervisor.
+    /// True for the first one of that hypervisor.
     pub(crate) is_first: bool,
     /// All hypervisors have been read by now.
     pub(crate) is_complete: bool,

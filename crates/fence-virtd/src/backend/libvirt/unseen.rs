@@ -125,9 +125,10 @@ async fn until_hangs(sent: &Mutex<Option<Instant>>, lease_end: Instant) {
 fn warn_of_hang(home: &Hypervisor, uuid: Uuid, request: u64) {
     warn!(
         %uuid, request, uri = home.uri(),
-        "libvirt was told to power this machine off, and hangs: it may still do that at any later time. Requests \
-         for this machine, and those known to come from it, wait on; all others wait no more. If one of them \
-         comes from this machine, both machines may go down. Restart that libvirtd: machines that run go on"
+        "libvirt hangs in a power-off of this machine, and may carry that out at any later time. Requests \
+         for this machine, and those known to come from it, wait on; all others wait no more. If one of \
+         them comes from this machine, both machines may go down. Restart that libvirtd: machines that run \
+         go on"
     );
 }
 
