@@ -15,6 +15,7 @@ Must never trust libvirt about the end of a domain: `process()` asks the kernel,
 fence says done" from "it is done".
 """
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -415,6 +416,25 @@ class Domain:
 
     def _virsh(self, *args):
         return self.hypervisor.virsh(*args)
+
+
+@contextlib.contextmanager
+def hanging_off(hypervisor, domain, order):
+    """libvirtd stands still inside a power-off of the domain, which `order()` asks for; its value. At the end it goes on, and has ended
+    the domain."""
+    qemu = domain.process()
+    # libvirtd waits for the end of one that does not take its signal.
+    process.freeze(qemu.pid)
+    try:
+        asked = order()
+        until(lambda: process.is_pending(qemu.pid, signal.SIGTERM), 60, f"libvirtd is told to power {domain.name} off")
+        hypervisor.freeze()
+        yield asked
+    finally:
+        process.thaw(qemu.pid)
+        hypervisor.recover()
+    assert qemu.ended(60), f"{domain.name} runs on"
+    domain.wait_state("shut off")
 
 
 def machine_xml(name, uuid, accel, *, vnc_password=None, serial=(), channel=(), interface=(), title=None, disk=None,

@@ -46,6 +46,10 @@
 //! of that host has told what is left, until the target was seen off, or for a limited time. It conflicts
 //! as any claim does whose effect may come late: a further off of the same target does not wait for it.
 //!
+//! A power-off that hangs in a hypervisor may come at any later time. When each host that holds its claim
+//! says so (`hangs`), the claim conflicts only with what has the same target, and with what is known to come
+//! from there.
+//!
 //! Where all daemons were started anew nobody may know of such an order. Then a claim that it may concern is
 //! held back by its own host ([`super::unknown_orders`]), and takes its place in the order later.
 //!
@@ -160,6 +164,8 @@ enum ClaimStage {
     Answered,
     /// The work is over, and its effect may come late.
     Lingering,
+    /// The same, and nobody can tell when it comes.
+    Hanging,
 }
 
 impl ClusterArbiter {
@@ -440,13 +446,22 @@ impl ClusterArbiter {
         response: Response,
         reason: Option<&str>,
     ) -> Vec<ClaimEffect> {
+        let me = self.me();
         if let Some(own) = self.own.get_mut(&id) {
             let outcome = AskOutcome::new(response, reason);
+            let was = own.stage;
             let (stage, message) = match effect {
                 LateEffect::Any => (ClaimStage::Answered, HostMessage::Answered { id, outcome }),
                 LateEffect::PowerOff => (ClaimStage::Lingering, HostMessage::Lingers { id, outcome }),
+                LateEffect::HangingOff => {
+                    (ClaimStage::Hanging, HostMessage::Hangs { asker: me, claim: id, ask: None })
+                }
             };
             own.stage = stage;
+            if stage == ClaimStage::Hanging && !matches!(was, ClaimStage::Answered | ClaimStage::Lingering) {
+                let outcome = AskOutcome::new(response, reason);
+                self.send(HostMessage::Lingers { id, outcome });
+            }
             self.send(message);
         }
         self.take_effects()
@@ -468,14 +483,14 @@ impl ClusterArbiter {
         self.take_effects()
     }
 
-    /// Notes that this host sends `taken`, `progress` or `reply` to an asker now, even if the group is not
-    /// there.
+    /// Notes that this host sends `taken`, `progress`, `hangs` or `reply` to an asker now, even if the group
+    /// is not there.
     pub fn record_owner_message(&mut self, message: &HostMessage) -> Vec<ClaimEffect> {
         match message {
             HostMessage::Taken { asker, ask, .. } => {
                 if let Some(claim) = self.asked.get(&(*asker, *ask)) {
                     let (claim, no) = (claim.clone(), false);
-                    let held = InFlightClaim { claim, seen_off: no, lingers: no, answered: no };
+                    let held = InFlightClaim { claim, seen_off: no, lingers: no, answered: no, hangs: no };
                     self.acting.insert((*asker, *ask), held);
                 }
             }
@@ -484,6 +499,11 @@ impl ClusterArbiter {
                     held.seen_off = true;
                 }
                 self.source_is_down(victim);
+            }
+            HostMessage::Hangs { asker, ask: Some(ask), .. } => {
+                if let Some(held) = self.acting.get_mut(&(*asker, *ask)) {
+                    held.hangs = true;
+                }
             }
             HostMessage::Reply { asker, ask, .. } => {
                 self.asked.remove(&(*asker, *ask));
@@ -546,8 +566,9 @@ impl ClusterArbiter {
             claim: it.claim.clone(),
             // Others take it for one that is not past, and so it is.
             seen_off: it.stage == ClaimStage::SeenOff && !it.again,
-            lingers: it.stage == ClaimStage::Lingering,
+            lingers: matches!(it.stage, ClaimStage::Lingering | ClaimStage::Hanging),
             answered: it.stage == ClaimStage::Answered,
+            hangs: it.stage == ClaimStage::Hanging,
         };
         let acting = |((asker, ask), held): (&(Member, u64), &InFlightClaim)| ActingClaim {
             asker: *asker,

@@ -129,6 +129,17 @@ pub enum HostMessage {
         /// Result for requests that were coalesced into it.
         outcome: AskOutcome,
     },
+    /// Announcement of a host that works on a claim: nothing of its work can take effect any more but a
+    /// power-off, and nobody can tell when, because its hypervisor hangs.
+    Hangs {
+        /// The asker.
+        asker: Member,
+        /// Number of the claim.
+        claim: u64,
+        /// Number of the ask, if the sender works on it for the asker.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ask: Option<u64>,
+    },
     /// End of a claim of the sender: no part of the sender's work for it can take effect any more.
     Finished {
         /// Number of the claim.
@@ -343,6 +354,9 @@ pub struct InFlightClaim {
     /// The client has its answer, and any part of the work may come late.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub answered: bool,
+    /// Nobody can tell when that effect comes: see [`HostMessage::Hangs`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hangs: bool,
 }
 
 /// Claim in flight that the sender carries out for its asker.
@@ -643,20 +657,21 @@ impl HostMessage {
         }
     }
 
-    /// Returns the messages that publish all domains of a host.
-    pub fn inventory(domains: &[PublishedDomain]) -> Vec<Self> {
+    /// Returns the messages that publish all domains of a host, or those that it knows by now: then no part
+    /// completes the list.
+    pub fn inventory(domains: &[PublishedDomain], is_complete: bool) -> Vec<Self> {
         let parts = domains.len().div_ceil(INVENTORY_PART).max(1);
         let part = |it: usize| {
             let rest = &domains[it * INVENTORY_PART..];
             let domains = rest[..rest.len().min(INVENTORY_PART)].to_vec();
-            Self::Inventory { first: it == 0, last: it + 1 == parts, domains }
+            Self::Inventory { first: it == 0, last: is_complete && it + 1 == parts, domains }
         };
         (0..parts).map(part).collect()
     }
 }
 
 /// Kinds of [`HostMessage`].
-const KINDS: [&str; 25] = [
+const KINDS: [&str; 26] = [
     "sync",
     "ready",
     "pass_over",
@@ -666,6 +681,7 @@ const KINDS: [&str; 25] = [
     "again",
     "answered",
     "lingers",
+    "hangs",
     "finished",
     "holds",
     "overdue",

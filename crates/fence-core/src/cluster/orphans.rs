@@ -101,7 +101,13 @@ impl OrphanTable {
         self.0.iter().map(|((asker, ask), it)| ActingClaim {
             asker: *asker,
             ask: *ask,
-            held: InFlightClaim { claim: it.claim.clone(), seen_off: false, lingers: true, answered: false },
+            held: InFlightClaim {
+                claim: it.claim.clone(),
+                seen_off: false,
+                lingers: true,
+                answered: false,
+                hangs: false,
+            },
         })
     }
 

@@ -375,7 +375,7 @@ mod tests {
             peer: None,
             term_ms: None,
         };
-        let held = InFlightClaim { claim, seen_off: false, lingers: false, answered: false };
+        let held = InFlightClaim { claim, seen_off: false, lingers: false, answered: false, hangs: false };
         let acting = vec![ActingClaim { asker: B, ask, held }];
         let taken = HostMessage::Taken { asker: B, ask, claim: 7 };
         for owned in [taken, HostMessage::Sync(StateSync { acting, ..StateSync::default() })] {

@@ -114,7 +114,7 @@ impl Epoch {
         let later = std::mem::take(&mut state.later);
         let mut grants = Vec::new();
         self.replica.release_all_but(from, &sync, &mut grants);
-        let seen_off = self.replica.install_all(&[(from, &sync.in_flight, &sync.acting)]);
+        let seen_off = self.replica.install_all(&[(from, &sync.in_flight, &sync.acting)], &mut grants);
         self.replica.submit_all(from, &sync.waiting, &mut grants);
         self.replica.all_seen_off(&seen_off, &mut grants);
         for (_, message) in later {
@@ -141,9 +141,10 @@ impl Epoch {
         state.passed_over = true;
         state.sync = None;
         state.later.clear();
-        let seen_off = self.replica.install_all(&[(member, in_flight, acting)]);
         // No grant follows: no claim waits in the replica yet.
-        self.replica.all_seen_off(&seen_off, &mut Vec::new());
+        let mut none = Vec::new();
+        let seen_off = self.replica.install_all(&[(member, in_flight, acting)], &mut none);
+        self.replica.all_seen_off(&seen_off, &mut none);
         true
     }
 
@@ -171,7 +172,7 @@ impl Epoch {
         }
         let held: Vec<HeldClaims<'_>> =
             syncs.iter().map(|(_, member, sync)| (*member, &sync.in_flight[..], &sync.acting[..])).collect();
-        let seen_off = self.replica.install_all(&held);
+        let seen_off = self.replica.install_all(&held, &mut grants);
         for (at, member, sync) in &syncs {
             // What was seen off before a claim was told is no result for it.
             for (_, from, message) in later.iter().filter(|(told, ..)| told < at) {
@@ -213,6 +214,7 @@ fn is_for_replica(message: &HostMessage) -> bool {
             | HostMessage::Again { .. }
             | HostMessage::Answered { .. }
             | HostMessage::Lingers { .. }
+            | HostMessage::Hangs { .. }
             | HostMessage::Finished { .. }
             | HostMessage::Holds { .. }
             | HostMessage::Overdue { .. }
@@ -255,6 +257,8 @@ pub(super) struct ClaimEntry {
     keepers: BTreeSet<ClaimHolder>,
     /// Number of times that each holder has said that it holds on ([`super::claim_ends`]).
     renewed: BTreeMap<ClaimHolder, u64>,
+    /// Holders of whose work nothing is left but a power-off that hangs.
+    hanging: BTreeSet<ClaimHolder>,
     /// Outcome that the asker reported, or the owner in its place.
     outcome: Option<AskOutcome>,
 }
@@ -349,6 +353,15 @@ impl ReplicatedArbiter {
                     self.release((*asker, *id), holder, None, grants);
                 }
             }
+            HostMessage::Hangs { asker, claim, ask } => {
+                let (key, holder) = ((*asker, *claim), ClaimHolder::of(from, *ask));
+                if let Some(entry) = self.held_entry(key, from, holder) {
+                    entry.hanging.insert(holder);
+                    if let Some(number) = self.numbers.get(&key).copied() {
+                        self.hang_if_all(number, grants);
+                    }
+                }
+            }
             HostMessage::Taken { asker, ask, claim } => {
                 let number = self.numbers.get(&(*asker, *claim));
                 if let Some(entry) = number.and_then(|it| self.entries.get_mut(it)).filter(|it| it.in_flight)
@@ -393,13 +406,20 @@ impl ReplicatedArbiter {
     }
 
     /// Takes in the claims in flight of members, in this order. Returns those whose target was seen off.
-    fn install_all(&mut self, of: &[HeldClaims<'_>]) -> Vec<(ClaimKey, String)> {
+    fn install_all(
+        &mut self,
+        of: &[HeldClaims<'_>],
+        grants: &mut Vec<(ClaimKey, Grant<()>)>,
+    ) -> Vec<(ClaimKey, String)> {
         let mut seen_off = Vec::new();
         // An order that may only come late is held under the claim of its asker, if that still works on it.
         for is_late in [false, true] {
             for claims in of {
                 seen_off.extend(self.install(*claims, is_late));
             }
+        }
+        for number in self.entries.keys().copied().collect::<Vec<_>>() {
+            self.hang_if_all(number, grants);
         }
         seen_off
     }
@@ -436,6 +456,9 @@ impl ReplicatedArbiter {
                 entry.holders.insert(holder);
                 if is_kept {
                     entry.keepers.insert(holder);
+                }
+                if held.hangs {
+                    entry.hanging.insert(holder);
                 }
                 if is_new || !is_kept {
                     entry.lingers = held.lingers;
@@ -521,7 +544,7 @@ impl ReplicatedArbiter {
         let Some(entry) = self.entries.get_mut(&number).filter(|it| it.in_flight) else { return };
         match effect {
             LateEffect::Any => entry.answered = true,
-            LateEffect::PowerOff => entry.lingers = true,
+            LateEffect::PowerOff | LateEffect::HangingOff => entry.lingers = true,
         }
         let decisions = self.arbiter.answered(now, number, outcome.response == Response::Success, effect);
         let AskOutcome { response, reason, .. } = outcome.clone();
@@ -550,8 +573,10 @@ impl ReplicatedArbiter {
         }
         entry.keepers.remove(&holder);
         entry.renewed.remove(&holder);
+        entry.hanging.remove(&holder);
         if !entry.holders.is_empty() {
-            return self.linger_if_kept(number, grants);
+            self.linger_if_kept(number, grants);
+            return self.hang_if_all(number, grants);
         }
         let ended = entry.outcome.take().filter(|_| entry.in_flight);
         self.entries.remove(&number);
@@ -578,6 +603,17 @@ impl ReplicatedArbiter {
         entry.lingers = true;
         let now = self.now();
         let decisions = self.arbiter.answered(now, number, false, LateEffect::PowerOff);
+        self.carry_out(decisions, None, grants);
+    }
+
+    /// Notes that a claim hangs if it does at each host that holds it.
+    fn hang_if_all(&mut self, number: u64, grants: &mut Vec<(ClaimKey, Grant<()>)>) {
+        let Some(entry) = self.entries.get(&number) else { return };
+        if !entry.in_flight || !entry.holders.is_subset(&entry.hanging) {
+            return;
+        }
+        let now = self.now();
+        let decisions = self.arbiter.answered(now, number, false, LateEffect::HangingOff);
         self.carry_out(decisions, None, grants);
     }
 
@@ -639,12 +675,15 @@ impl ReplicatedArbiter {
                 seen_off: entry.seen_off && !entry.again && !entry.lingers,
                 lingers: entry.lingers,
                 answered: entry.answered,
+                hangs: false,
             };
             for holder in &entry.holders {
                 match holder {
-                    ClaimHolder::Asker if entry.key.0 == member => in_flight.push(held()),
+                    ClaimHolder::Asker if entry.key.0 == member => {
+                        in_flight.push(InFlightClaim { hangs: entry.hanging.contains(holder), ..held() });
+                    }
                     ClaimHolder::Owner(owner, ask) if *owner == member => {
-                        let mut held = held();
+                        let mut held = InFlightClaim { hangs: entry.hanging.contains(holder), ..held() };
                         if entry.keepers.contains(holder) {
                             (held.lingers, held.seen_off) = (true, false);
                         }
@@ -710,7 +749,7 @@ impl ReplicatedArbiter {
         let holders = if in_flight { BTreeSet::new() } else { BTreeSet::from([ClaimHolder::Asker]) };
         let (claim, outcome) = (claim.clone(), None);
         let (seen_off, answered, lingers, again) = (false, false, false, false);
-        let (keepers, renewed) = (BTreeSet::new(), BTreeMap::new());
+        let (keepers, renewed, hanging) = (BTreeSet::new(), BTreeMap::new(), BTreeSet::new());
         let entry = ClaimEntry {
             key,
             claim,
@@ -722,6 +761,7 @@ impl ReplicatedArbiter {
             holders,
             keepers,
             renewed,
+            hanging,
             outcome,
         };
         self.entries.insert(number, entry);

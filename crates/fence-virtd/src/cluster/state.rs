@@ -82,6 +82,8 @@ pub(super) struct ClusterState {
     /// Nodes of the node list that have not said what they have.
     pub(super) silences: NodeSilences,
     pub(super) own: BTreeMap<Uuid, OwnDomain>,
+    /// True when a hypervisor of this host was read: `own` has what that one has.
+    pub(super) is_own_begun: bool,
     /// True when every hypervisor of this host was read: `own` is then complete.
     pub(super) is_own_complete: bool,
     pub(super) directory: Directory,

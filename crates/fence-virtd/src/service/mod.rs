@@ -9,9 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use fence_core::arbiter::{
-    ArbiterRequest, ArbitratedAction, Grant, LateEffect, PeerId, Rejection, RequestSource,
-};
+use fence_core::arbiter::{ArbiterRequest, ArbitratedAction, Grant, PeerId, Rejection, RequestSource};
 use fence_core::domain::{DomainHome, DomainRef, PowerAction, TargetKind};
 use fence_core::intent::{DEVICE_HOME, HYPERVISOR_HOME};
 use fence_wire::{Action, Challenge, ClientRun, FORECAST_UNCERTAIN, Key, KeyTag, Proved, Response};
@@ -543,7 +541,7 @@ impl Service {
     ///
     /// Coalesced requests get the result, and none joins any more. Conflicting requests go on as soon as
     /// nothing of the work can take effect any more: a call that hangs in a hypervisor holds these up longer
-    /// than the client.
+    /// than the client, and those for its own domain, or from it, to its end.
     fn complete(permit: RunPermit, outcome: &RequestOutcome, lease: Lease, mut released: LeaseReleased) {
         drop(lease);
         if outcome.has_lapsed() {
@@ -551,19 +549,14 @@ impl Service {
             return;
         }
         let (response, reason) = (outcome.answer().response(), outcome.reason().map(str::to_owned));
-        if released.is_now() {
-            return permit.finished(response, reason);
-        }
-        let only_goes_off = released.is_but_for_off();
-        let effect = if only_goes_off { LateEffect::PowerOff } else { LateEffect::Any };
+        let Some(mut effect) = released.effect() else { return permit.finished(response, reason) };
         // At once: a request that comes now does its own work, and is told nothing of this one.
         let held = permit.answered(effect, response, reason);
         tokio::spawn(async move {
-            released.wait_but_for_off().await;
-            if !only_goes_off && !released.is_now() {
-                held.only_goes_off();
+            while let Some(less) = released.effect_after(effect).await {
+                held.may_still(less);
+                effect = less;
             }
-            released.wait().await;
             if let Some(since) = released.late_seen_off() {
                 // Requests that came from the domain before must not run.
                 held.seen_off(since);

@@ -810,3 +810,37 @@ fn a_host_does_not_take_more_than_it_can_tell() {
     assert_eq!(sync.in_flight.len() + sync.waiting.len(), CLAIM_LIMIT);
     assert!(net.out[0].front().unwrap().encode().is_ok());
 }
+
+/// Each host that works on it has to say so, and a change of the membership does not make it forgotten.
+#[test]
+fn a_power_off_that_hangs_holds_up_what_comes_from_its_target_and_nothing_else() {
+    let mut net = Net::new(3);
+    let hung = net.shoot(0, "a", Some("b"));
+    net.settle();
+    assert_eq!(net.done(0), [ClaimEffect::Run(hung)]);
+    net.hosts[0].proved(hung).unwrap();
+    net.ask(0, hung, 1);
+    net.settle();
+    let from_a = net.shoot(2, "c", Some("a"));
+    let first = net.shoot(2, "d", None);
+    net.settle();
+    assert_eq!(net.done(2), []);
+    net.send_as_owner(1, HostMessage::Hangs { asker: member(0), claim: hung, ask: Some(7) });
+    net.settle();
+    assert_eq!(net.done(2), [], "the asker has not said so");
+    net.does(0, |it, _| it.answered(hung, LateEffect::HangingOff, Response::Failure, None));
+    net.settle();
+    assert_eq!(net.done(2), [ClaimEffect::Run(first)]);
+    net.does(2, |it, _| it.finished(first, Response::Success, None));
+    net.settle();
+    net.change(&[0, 1, 2]);
+    net.settle();
+    let second = net.shoot(2, "d", None);
+    net.settle();
+    assert_eq!(net.done(2), [ClaimEffect::Run(second)]);
+    net.does(2, |it, _| it.finished(second, Response::Success, None));
+    net.reply(1, 0, hung);
+    net.does(0, |it, _| it.finished(hung, Response::Failure, None));
+    net.settle();
+    assert_eq!(net.done(2), [ClaimEffect::Run(from_a)]);
+}

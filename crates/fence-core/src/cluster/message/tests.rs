@@ -30,11 +30,8 @@ fn claim() -> impl Strategy<Value = ClaimMessage> {
 }
 
 fn held() -> impl Strategy<Value = InFlightClaim> {
-    (claim(), any::<(bool, bool, bool)>()).prop_map(|(claim, (seen_off, lingers, answered))| InFlightClaim {
-        claim,
-        seen_off,
-        lingers,
-        answered,
+    (claim(), any::<(bool, bool, bool, bool)>()).prop_map(|(claim, (seen_off, lingers, answered, hangs))| {
+        InFlightClaim { claim, seen_off, lingers, answered, hangs }
     })
 }
 
@@ -114,6 +111,11 @@ fn message() -> impl Strategy<Value = HostMessage> {
         any::<u64>().prop_map(|id| HostMessage::Again { id }),
         (any::<u64>(), outcome()).prop_map(|(id, outcome)| HostMessage::Answered { id, outcome }),
         (any::<u64>(), outcome()).prop_map(|(id, outcome)| HostMessage::Lingers { id, outcome }),
+        (member(), any::<u64>(), any::<Option<u64>>()).prop_map(|(asker, claim, ask)| HostMessage::Hangs {
+            asker,
+            claim,
+            ask
+        }),
         (any::<u64>(), outcome()).prop_map(|(id, outcome)| HostMessage::Finished { id, outcome }),
         (member(), any::<u64>(), prop::option::of(any::<u64>()))
             .prop_map(|(asker, id, ask)| HostMessage::Holds { asker, id, ask }),
@@ -259,7 +261,13 @@ fn the_form_of_messages() {
     assert_eq!(
         of(HostMessage::Sync(StateSync {
             n: 1,
-            in_flight: vec![InFlightClaim { claim, seen_off: true, lingers: false, answered: false }],
+            in_flight: vec![InFlightClaim {
+                claim,
+                seen_off: true,
+                lingers: false,
+                answered: false,
+                hangs: false
+            }],
             ..StateSync::default()
         })),
         concat!(
@@ -409,7 +417,7 @@ fn inventories_come_in_parts() {
         })
         .collect();
     let (mut read, mut firsts, mut lasts) = (Vec::new(), Vec::new(), Vec::new());
-    for message in HostMessage::inventory(&domains) {
+    for message in HostMessage::inventory(&domains, true) {
         let bytes = message.encode().unwrap();
         let Some(HostMessage::Inventory { first, last, domains }) = HostMessage::decode(&bytes).unwrap()
         else {
@@ -422,7 +430,9 @@ fn inventories_come_in_parts() {
     assert_eq!((firsts, lasts), (vec![true, false, false], vec![false, false, true]));
     assert_eq!(read, domains);
     let none = HostMessage::Inventory { first: true, last: true, domains: Vec::new() };
-    assert_eq!(HostMessage::inventory(&[]), [none]);
+    assert_eq!(HostMessage::inventory(&[], true), [none]);
+    let parts = HostMessage::inventory(&domains, false);
+    assert!(parts.iter().all(|it| matches!(it, HostMessage::Inventory { last: false, .. })), "{parts:?}");
 }
 
 /// Whoever reads half a step must see that there was more.

@@ -3,8 +3,8 @@
 //!
 //! Runs on blocking threads. No action is reported as done before a reading showed its effect.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fence_core::domain::ActionError;
@@ -24,6 +24,7 @@ use crate::request::lease::Lease;
 use crate::request::trail::AgentRunTrail;
 use crate::util::boot_clock::since_boot;
 use crate::util::fault;
+use crate::util::locks::lock;
 
 mod saved;
 
@@ -215,6 +216,8 @@ pub(super) struct PowerOffProgress {
     pub(super) acted: bool,
     /// Instance that the hypervisor may still end, once it was told to: its number, if it has one.
     pub(super) ordered: Option<Option<u32>>,
+    /// Latest moment at which the hypervisor was told to. For whoever can't wait for a call that hangs.
+    pub(super) sent: Arc<Mutex<Option<Instant>>>,
     /// True once the hypervisor reported success.
     destroyed: bool,
     /// True once the instance was seen in a migration.
@@ -425,6 +428,7 @@ impl PowerOffRun<'_> {
         self.check_lease()?;
         let had_acted = std::mem::replace(&mut self.progress.acted, true);
         let before = self.progress.ordered.replace(self.victim);
+        *lock(&self.progress.sent) = Some(Instant::now());
         let destroyed = domain.destroy();
         fault::reached("destroy_called");
         match destroyed {
