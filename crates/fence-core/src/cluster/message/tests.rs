@@ -198,40 +198,19 @@ proptest! {
     }
 }
 
+fn off_of_t() -> ClaimMessage {
+    let source = Some("s".into());
+    ClaimMessage { id: 7, what: AskAction::Off, target: "t".into(), source, peer: None, term_ms: None }
+}
+
 /// Later daemons read the messages of today: these bytes must stay.
 #[test]
 fn the_form_of_messages() {
-    let claim = ClaimMessage {
-        id: 7,
-        what: AskAction::Off,
-        target: "t".into(),
-        source: Some("s".into()),
-        peer: None,
-        term_ms: None,
-    };
     let of = |message: HostMessage| String::from_utf8(message.encode().unwrap()).unwrap();
+    let claim = off_of_t();
     assert_eq!(
         of(HostMessage::Claim(claim.clone())),
         r#"{"v":1,"kind":"claim","id":7,"what":"off","target":"t","source":"s"}"#
-    );
-    assert_eq!(
-        of(HostMessage::Claim(claim.clone().with_term(Some(Duration::from_secs(26))))),
-        r#"{"v":1,"kind":"claim","id":7,"what":"off","target":"t","source":"s","term_ms":26000}"#
-    );
-    let holder = Member { node: 1, pid: 98 };
-    assert_eq!(
-        of(HostMessage::Holds { asker: holder, id: 7, ask: None }),
-        r#"{"v":1,"kind":"holds","asker":[1,98],"id":7}"#
-    );
-    assert_eq!(
-        of(HostMessage::Overdue {
-            member: Member { node: 2, pid: 99 },
-            asker: holder,
-            id: 7,
-            ask: Some(3),
-            renewed: 0
-        }),
-        r#"{"v":1,"kind":"overdue","member":[2,99],"asker":[1,98],"id":7,"ask":3,"renewed":0}"#
     );
     let outcome = AskOutcome::new(Response::Failure, Some("why"));
     assert_eq!(
@@ -275,6 +254,25 @@ fn the_form_of_messages() {
             r#""in_flight":[{"claim":{"id":7,"what":"off","target":"t","source":"s"},"seen_off":true}],"#,
             r#""waiting":[],"acting":[]}"#
         )
+    );
+}
+
+/// The same of those about the end of a claim.
+#[test]
+fn the_form_of_ends() {
+    let of = |message: HostMessage| String::from_utf8(message.encode().unwrap()).unwrap();
+    let (asker, member) = (Member { node: 1, pid: 98 }, Member { node: 2, pid: 99 });
+    assert_eq!(
+        of(HostMessage::Claim(off_of_t().with_term(Some(Duration::from_secs(26))))),
+        r#"{"v":1,"kind":"claim","id":7,"what":"off","target":"t","source":"s","term_ms":26000}"#
+    );
+    assert_eq!(
+        of(HostMessage::Holds { asker, id: 7, ask: None }),
+        r#"{"v":1,"kind":"holds","asker":[1,98],"id":7}"#
+    );
+    assert_eq!(
+        of(HostMessage::Overdue { member, asker, id: 7, ask: Some(3), renewed: 0 }),
+        r#"{"v":1,"kind":"overdue","member":[2,99],"asker":[1,98],"id":7,"ask":3,"renewed":0}"#
     );
 }
 

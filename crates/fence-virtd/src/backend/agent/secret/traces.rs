@@ -208,8 +208,8 @@ fn entities(text: &[u8]) -> Vec<u8> {
     })
 }
 
-/// Reads hexadecimal digits, also with colons or dashes between the bytes, wherever the encoded text begins in
-/// its digits.
+/// Reads hexadecimal digits, also with colons or dashes between the bytes, wherever the encoded text begins
+/// in its digits.
 fn hexadecimal(text: &[u8]) -> Vec<u8> {
     replaced(text, |it, out| {
         let (bytes, length) = hex_bytes(it);
