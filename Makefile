@@ -15,10 +15,10 @@ HOST := x86_64-unknown-linux-gnu
 CARGO_TARGET_DIR ?= $(CURDIR)/target
 DIST := $(CARGO_TARGET_DIR)/dist
 # Executions of each fuzz target in `make test` and in `make soak`.
-FUZZ_RUNS ?= 200000
+FUZZ_RUNS ?= 100000
 SOAK_FUZZ_RUNS ?= 10000000
 # Schedules of threads that are searched in `make test` and in `make soak`.
-SCHEDULES ?= 200000
+SCHEDULES ?= 100000
 SOAK_SCHEDULES ?= 10000000
 # The day on manual pages and in packages: that of the last commit, so that a build can be repeated byte for byte.
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y Cargo.toml)
