@@ -347,10 +347,14 @@ impl World {
                 && by.from != by.target
                 && plan.target != by.target
         };
-        // One that stands still beyond its time gives no order any more; one that it gave may come late.
         for host in self.hosts.iter().flatten() {
-            let is_over = |until| host.stopped && self.now >= until;
-            let acts = |step, until| matches!(step, Step::Acting | Step::Down) && !is_over(until);
+            // Beyond its time no order is given any more, and while a daemon stands still nothing is done; an
+            // order that was given may come late.
+            let acts = |step, until| match step {
+                Step::Acting => self.now < until,
+                Step::Down => !host.stopped || self.now < until,
+                _ => false,
+            };
             for job in host.jobs.values().filter(|it| acts(it.step, it.until)) {
                 assert!(!exposed(job.plan), "{by:?} takes the source of {job:?} down");
             }
