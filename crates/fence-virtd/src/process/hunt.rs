@@ -19,7 +19,7 @@ use nix::unistd::Pid;
 use tokio::process::Child;
 use tracing::warn;
 
-use super::lifeline::{self, Lifeline};
+use super::lifeline::{self, Lifeline, SupervisorReport};
 
 /// Environment variable of all processes of one run.
 pub(super) const TAG: &str = "FENCE_VIRTD_RUN";
@@ -135,10 +135,11 @@ pub(super) struct OrphanReaper {
 }
 
 impl OrphanReaper {
-    /// Kills the processes until none is left. Blocks.
-    pub(super) fn run(self) {
-        if self.lifeline.end(Instant::now() + KILL_WAIT) {
-            return;
+    /// Kills the processes until none is left. Blocks. Returns whether the program was never started; false
+    /// where nobody knows.
+    pub(super) fn run(self) -> bool {
+        if let Some(last) = self.lifeline.end(Instant::now() + KILL_WAIT) {
+            return matches!(last, SupervisorReport::NotStarted(_));
         }
         let until = Instant::now() + REAP_LIMIT;
         if let Some(supervisor) = self.supervisor.id().map(|it| Pid::from_raw(it.cast_signed())) {
@@ -159,6 +160,7 @@ impl OrphanReaper {
         if !survivors.is_empty() {
             warn!("processes of a program that was ended don't die: {survivors:?}");
         }
+        false
     }
 }
 

@@ -21,7 +21,8 @@ static LIFELINES: LazyLock<Mutex<Vec<Weak<UnixStream>>>> = LazyLock::new(Mutex::
 pub(super) enum SupervisorReport {
     /// The supervisor waits for the input, and has started nothing yet.
     Ready,
-    /// The program was not started, for this reason (errno).
+    /// The program was not started, and is not any more, for this reason (errno; 0 if there is none). The last
+    /// message.
     NotStarted(i32),
     /// The program ended with this exit code.
     Exit(i32),
@@ -71,11 +72,13 @@ impl Lifeline {
         Self(stream)
     }
 
-    /// Ends the run. Blocks until no process of it is left. Returns false if the supervisor has not said so
-    /// in time: it was killed itself, or hangs.
-    pub(super) fn end(&self, until: Instant) -> bool {
+    /// Ends the run. Blocks until no process of it is left. Returns the last message, if the supervisor has
+    /// said in time that none is: else it was killed itself, or hangs.
+    pub(super) fn end(&self, until: Instant) -> Option<SupervisorReport> {
         let _ = self.0.shutdown(Shutdown::Write);
-        rest(&self.0, until).ends_with(&SupervisorReport::Empty.to_bytes())
+        let said = rest(&self.0, until);
+        let last = SupervisorReport::read(*said.last_chunk()?)?;
+        matches!(last, SupervisorReport::Empty | SupervisorReport::NotStarted(_)).then_some(last)
     }
 }
 

@@ -152,6 +152,9 @@ pub(crate) async fn run_contained(
             sleep(START_PAUSE).await;
             return Err(ProcessError::NoRoom(io::Error::other("the daemon ends")));
         }
+        if Instant::now() >= until {
+            return Err(ProcessError::NoRoom(io::Error::other("the time is over")));
+        }
         let (mut output, mut complaints) = (OutputHead::new(most), OutputHead::new(most));
         let result = match SupervisedRun::start(program, &tag) {
             Err(error) => Err(error),
@@ -159,8 +162,12 @@ pub(crate) async fn run_contained(
                 let work = run.work(&input, &mut output, &mut complaints);
                 let end = timeout_at(until.into(), work).await;
                 let end = end.unwrap_or(Ok(ProcessEnd::TooLong));
-                run.end(matches!(end, Ok(ProcessEnd::TooLong | ProcessEnd::Unseen))).await;
-                end
+                let is_killed = matches!(end, Ok(ProcessEnd::TooLong | ProcessEnd::Unseen));
+                if run.end(is_killed).await {
+                    Err(io::Error::other("the time was over before it was started"))
+                } else {
+                    end
+                }
             }
         };
         match result {
@@ -232,15 +239,19 @@ impl SupervisedRun {
         let report = tokio::select! {
             all = &mut reading => if all { report.await } else { None },
             report = &mut report => {
-                // Without a report nobody has ended what holds the output open.
-                let rest = if report.is_some() { REST } else { Duration::ZERO };
-                let _ = timeout(rest, reading).await;
+                // What was not started has no output, and that is known at once, whenever the time is over.
+                if !matches!(report, Some(Report::NotStarted(_))) {
+                    // Without a report nobody has ended what holds the output open.
+                    let rest = if report.is_some() { REST } else { Duration::ZERO };
+                    let _ = timeout(rest, reading).await;
+                }
                 report
             }
         };
         match report {
             Some(Report::Exit(code)) => Ok(ProcessEnd::Exit(code)),
             Some(Report::Signal(number)) => Ok(ProcessEnd::Signal(number)),
+            Some(Report::NotStarted(0)) => Err(io::Error::other("its supervisor could not start it")),
             Some(Report::NotStarted(errno)) => Err(io::Error::from_raw_os_error(errno)),
             // It was started, and may have acted.
             Some(Report::Ready | Report::Empty) | None => Ok(ProcessEnd::Unseen),
@@ -248,12 +259,11 @@ impl SupervisedRun {
     }
 
     /// Kills all processes of the run. If the program was `killed`, waits for their end, within a limit.
-    async fn end(mut self, killed: bool) {
-        let Some(reaper) = self.take_reaper() else { return };
+    /// Returns whether the program was never started; false where that is not known.
+    async fn end(mut self, killed: bool) -> bool {
+        let Some(reaper) = self.take_reaper() else { return false };
         let reaped = tokio::task::spawn_blocking(move || reaper.run());
-        if killed {
-            let _ = timeout(KILL_WAIT * 2, reaped).await;
-        }
+        killed && matches!(timeout(KILL_WAIT * 2, reaped).await, Ok(Ok(true)))
     }
 
     fn take_reaper(&mut self) -> Option<OrphanReaper> {

@@ -68,7 +68,7 @@ fn supervise(program: &OsStr, tag: &OsStr) -> io::Result<()> {
     let _ = prctl::set_name(c"fence_agent_run");
     prctl::set_child_subreaper(true)?;
     say(&line, SupervisorReport::Ready)?;
-    let input = read_input(&mut line)?;
+    let Ok(input) = read_input(&mut line) else { return say(&line, SupervisorReport::NotStarted(0)) };
     let reaping = Arc::new(Mutex::new(()));
     let started = watch(line.try_clone()?, Arc::clone(&reaping)).and_then(|()| start(program, tag, input));
     let agent = match started {
