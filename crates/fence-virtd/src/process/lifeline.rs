@@ -21,8 +21,8 @@ static LIFELINES: LazyLock<Mutex<Vec<Weak<UnixStream>>>> = LazyLock::new(Mutex::
 pub(super) enum SupervisorReport {
     /// The supervisor waits for the input, and has started nothing yet.
     Ready,
-    /// The program was not started, and is not any more, for this reason (errno; 0 if there is none). The last
-    /// message.
+    /// The program was not started, and is not any more, for this reason (errno; 0 if there is none). The
+    /// last message.
     NotStarted(i32),
     /// The program ended with this exit code.
     Exit(i32),
