@@ -2,6 +2,7 @@
 """A request takes its turn when something can begin: one that waits for a proof, for a host or for what a host has holds up nobody."""
 
 import contextlib
+import os
 import signal
 import time
 
@@ -15,6 +16,8 @@ from .hosts import SECOND, refused
 from .sites import serve as serve_sites
 from .test_lost import frozen
 
+#: WIDE=1 is the long run.
+WIDE = bool(os.environ.get("WIDE"))
 #: Seconds for anything to happen.
 PATIENCE = 60
 #: Seconds for which a request waits: longer than anything that is to go on beside it.
@@ -84,7 +87,7 @@ def a_list(hosts, evidence):
         yield "late", lambda: True
 
 
-@pytest.mark.parametrize("awaited", [a_proof, a_host, a_list])
+@pytest.mark.parametrize("awaited", [a_proof, a_host, a_list] if WIDE else [a_proof])
 def test_what_only_waits_holds_nobody_up(hosts, evidence, awaited):
     with awaited(hosts, evidence) as (domain, is_awaited):
         waiting = hosts.agent("h1", "off", domain, timeout=LONG + 2)

@@ -313,8 +313,8 @@ class Pretended(Hypervisor):
         """As a Hypervisor's, with nothing but the domains that are asked for."""
         self._let_go()
         super().start(timeout)
-        # The driver forgets everything when its last connection closes.
-        self._held = subprocess.Popen(["virsh", "-q", "-c", self.uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        # The driver forgets everything when its last connection closes. This one is not given up while libvirtd stands still.
+        self._held = subprocess.Popen(["virsh", "-q", "-k", "0", "-c", self.uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                       stderr=subprocess.DEVNULL)
         self._held.stdin.write(b"destroy test\nundefine test\necho held\n")
         self._held.stdin.flush()
