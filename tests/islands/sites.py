@@ -16,7 +16,8 @@ class Site:
     of each group; `green`: those of a third one, if there are any; `keys`: further groups with a key of 4 KiB each; `uris`: further
     hypervisors."""
 
-    def __init__(self, directory, uri=None, program=None, red=RED, blue=BLUE, green=(), keys=0, uris=()):
+    def __init__(self, directory, uri=None, program=None, red=RED, blue=BLUE, green=(), keys=0, uris=(), env=None):
+        self.program, self.env = program or programs.OURS_DIR / "fence_virtd", env
         self.net, self.audit = net.Net(), directory / "audit"
         self.host, self.red, self.blue = (self.net.node(name) for name in ("host", "red", "blue"))
         self.keys = {name: programs.write_key(directory / name, os.urandom(512)) for name in ("all", "red", "blue", "green")}
@@ -36,10 +37,18 @@ class Site:
             }}
             backends {{ libvirt {{ uri = "{uri}"; {further} }} }}
             groups {{ {groups} }}""")
-        # libvirt takes seconds for thousands of domains.
-        self.daemon = programs.Daemon(self.host, self.config, "-w", ready="tcp",
-                                      program=program or programs.OURS_DIR / "fence_virtd")
+        self.start()
         self.daemon.wait_serving()
+
+    def start(self, ready="tcp"):
+        """Starts the daemon, anew where one was here before."""
+        # libvirt takes seconds for thousands of domains.
+        self.daemon = programs.Daemon(self.host, self.config, "-w", ready=ready, program=self.program, env=self.env)
+
+    def restart(self):
+        """Ends the daemon and starts the next one."""
+        self.daemon.end()
+        self.start()
 
     def agent(self, guest, way, target, key, action="off"):
         """An off (or another action) by a guest, in the background."""

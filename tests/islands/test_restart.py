@@ -11,7 +11,7 @@ import pytest
 from lab import net, programs, wire
 from lab.service_manager import ServiceManager
 
-from .conftest import Site
+from .sites import Site
 
 pytestmark = pytest.mark.skipif(programs.SIDE != "ours", reason="about our programs")
 
