@@ -32,7 +32,7 @@ UNIT_SEED ?= 1
 THREADS_SEED ?= 1
 export CARGO_TARGET_DIR SOURCE_DATE_EPOCH
 
-.PHONY: all help build man docs docs-check pictures sbom advisories deb rpm packages-check demo quick test whole check unit unit-build unit-run suites e2e compliance \
+.PHONY: all help build man docs docs-check pictures sbom advisories deb rpm packages-check demo quick test whole check unit unit-build unit-run suites e2e compliance loads \
     suite-e2e suite-reference suite-reference-today reference-today fuzz bench soak suite-attacks-reference install install-files packages packages-build \
     packages-test clean
 
@@ -217,6 +217,9 @@ fuzz: ## every decoder against hostile input
 bench: packages-test build ## the C programs and ours side by side; JSON in target/bench
 	OURS_DIR=$(DIST) scripts/contained --strict /usr/bin/python3 tests/bench/bench.py
 
+loads: packages-test build ## what each load costs the fences of others: the table of docs/limits.md
+	OURS_DIR=$(DIST) scripts/contained --strict /usr/bin/python3 tests/islands/table.py
+
 deb: build man sbom ## Debian packages into target/packages
 	scripts/install-packages packaging/packages-deb.txt
 	scripts/build-deb $(CARGO_TARGET_DIR)/packages
@@ -246,6 +249,8 @@ soak: packages-test build packages-check ## what takes hours: long fuzzing and e
 	ROUNDS=$(SOAK_ROUNDS) LIMIT=7200 SIDE=ours OURS_DIR=$(DIST) scripts/suite cpg
 	ROUNDS=$(SOAK_ROUNDS) LIMIT=7200 SIDE=ours OURS_DIR=$(DIST) scripts/suite elsewhere
 	WIDE=1 SIDE=ours OURS_DIR=$(DIST) scripts/suite pacemaker
+	WIDE=1 SIDE=ours OURS_DIR=$(DIST) scripts/suite islands
+	SOAK_SECONDS=$(SOAK_SECONDS) SIDE=ours OURS_DIR=$(DIST) scripts/suite attacks/test_all_at_once.py
 	WIDE=1 LIMIT=14400 SIDE=ours OURS_DIR=$(DIST) scripts/suite cts
 	MINUTES=$(SOAK_TRUTH_MINUTES) LIMIT=$$(( 60 * $(SOAK_TRUTH_MINUTES) + 1800 )) SIDE=ours OURS_DIR=$(DIST) \
 	    scripts/suite truth_search

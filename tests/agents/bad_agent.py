@@ -118,20 +118,25 @@ def child(what):
         it = subprocess.Popen(["sleep", "3600"], start_new_session=True, stdin=subprocess.DEVNULL,
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     else:
-        # As a daemon does it: two forks, a session of its own, nobody's child.
-        read, write = os.pipe()
-        first = os.fork()
-        if first == 0:
-            os.setsid()
-            if os.fork() == 0:
-                note("child", what)
-                os.write(write, b"x")
-                os.execv("/usr/bin/sleep", ["sleep", "3600"])
-            os._exit(0)
-        os.waitpid(first, 0)
-        os.read(read, 1)
-        return
+        return orphan(what, ["sleep", "3600"], {} if what == "lost" else os.environ)
     note("child", what, it.pid)
+
+
+def orphan(what, command, environment):
+    """As a daemon does it: two forks, a session of its own, nobody's child."""
+    read, write = os.pipe()
+    first = os.fork()
+    if first == 0:
+        os.setsid()
+        if os.fork() == 0:
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+            note("child", what)
+            os.write(write, b"x")
+            os.execve(f"/usr/bin/{command[0]}", command, environment)
+        os._exit(0)
+    os.waitpid(first, 0)
+    os.read(read, 1)
 
 
 def for_ever():
@@ -142,6 +147,8 @@ def for_ever():
 # -- the bad ways -----------------------------------------------------------------------------------------
 
 BAD, METADATAS = {}, {}
+#: In which ways children get away. The last one has nothing in common with the agent but its ancestors.
+WAYS = ("group", "clean", "session", "daemon", "lost")
 
 
 def broken(*_):
@@ -221,7 +228,7 @@ def silent(action, plug, options):
 @only({"off"})
 def forks(*_):
     """Hangs, and so do those that it started in all ways there are."""
-    for what in ("group", "clean", "session", "daemon"):
+    for what in WAYS:
         child(what)
     for_ever()
 
@@ -229,9 +236,17 @@ def forks(*_):
 @only({"off"})
 def litters(action, plug, options):
     """Works, and leaves children that hold its output open."""
-    for what in ("group", "clean", "session", "daemon"):
+    for what in WAYS:
         child(what)
     return good(action, plug, options)
+
+
+@only({"off"})
+def delegates(action, plug, options):
+    """Has somebody do it who is nobody's child and has cleared the environment, as soon as `state/.go` is there."""
+    do = f"while [ ! -e {STATE}/.go ]; do sleep 0.1; done; echo off > {STATE}/{plug}; sleep 3600"
+    orphan("lost", ["sh", "-c", do], {"PATH": "/usr/bin:/bin"})
+    for_ever()
 
 
 @only({"off"})

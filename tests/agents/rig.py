@@ -85,11 +85,11 @@ def short(runs):
 
 
 def device(name, agent, plugs="*", *, options=None, domains=(), **keys):
-    """Text of a device block. `plugs` None: none but those of `domains`, which are dicts with `name`, and `plug` or `uuid`
-    or both. `keys`: plug_option, order, timeout, status_timeout, retries, max_running."""
+    """Text of a device block. `plugs` None: none but those of `domains`, which are dicts with `name`, and of `plug`, `uuid` and
+    `source` what there is. `keys`: plug_option, order, timeout, status_timeout, retries, max_running."""
     body = _lines(agent=agent, plugs=plugs, **keys)
     body += [f"options {{ {' '.join(_lines(**(options or {})))} }}"]
-    body += [f'domain = "{it["name"]}" {{ {" ".join(_lines(plug=it.get("plug"), uuid=it.get("uuid")))} }}' for it in domains]
+    body += [f'domain = "{it["name"]}" {{ {" ".join(_lines(**{**it, "name": None}))} }}' for it in domains]
     return "\n".join([f'device = "{name}" {{', *(f"    {line}" for line in body), "}"])
 
 

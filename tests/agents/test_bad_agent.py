@@ -155,6 +155,17 @@ def test_metadata_that_is_no_use(site, start_host, tmp_path, mode):
     zoo.wait_nothing_left()
 
 
+def test_nobody_acts_after_the_deadline(site, start_host, tmp_path):
+    """What an agent started ends with its run, also when it has left group, session, parents and environment."""
+    zoo = Zoo(tmp_path / "zoo")
+    start_host([zoo.device("delegates", timeout=4, retries=0)])
+    assert site.ask("-o", "off", "-H", "delegates").rc == FAILED
+    assert zoo.runs("child"), "there was nobody to be ended"
+    (zoo.state / ".go").touch()
+    zoo.wait_nothing_left()
+    assert zoo.power("delegates") == "on", "it was powered off after its fence had failed"
+
+
 def test_killed_with_the_daemon(site, tmp_path):
     """A daemon that is told to end leaves no agent behind."""
     zoo = Zoo(tmp_path / "zoo")
@@ -162,7 +173,7 @@ def test_killed_with_the_daemon(site, tmp_path):
     # No answer comes any more.
     shot = site.ask("-o", "off", "-H", "forks", "-t", 15, wait=False)
     try:
-        net.wait_until(lambda: len(zoo.runs("child")) == 4)
+        net.wait_until(lambda: len(zoo.runs("child")) == 5)
     except TimeoutError:
         host.daemon.stop()
         raise AssertionError((zoo.runs(), host.daemon.log)) from None
@@ -215,7 +226,7 @@ def test_what_a_client_is_told(shots, mode):
 
 def test_nothing_is_left(shots):
     """Neither agents nor what they started in their group, in a session of its own, or by two forks; and no zombies."""
-    assert {run.plug for run in shots.zoo.runs("child")} == {"group", "clean", "session", "daemon", "flood"}
+    assert {run.plug for run in shots.zoo.runs("child")} == {"group", "clean", "session", "daemon", "lost", "flood"}
     shots.zoo.wait_nothing_left()
     net.wait_until(lambda: not children(shots.host.daemon.pid))
 

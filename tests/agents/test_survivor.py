@@ -24,6 +24,7 @@ WIDE = os.environ.get("WIDE", "") not in ("", "0") or ROUNDS > 10
 #: How the two ask, and what is special about the pool.
 WAYS = {
     "multicast": {},
+    "multicast, known by their cards": {"cards": True},
     "tcp": {},
     "multicast, the first member is not the master": {"master": 1},
     "tcp, a slow pool": {"slow": 1.5},
@@ -31,12 +32,16 @@ WAYS = {
 }
 
 
+#: Addresses of two nodes' network cards.
+CARDS = ("02:fe:00:00:00:01", "02:fe:00:00:00:02")
+
+
 class Node:
     """A cluster node that is no more than a namespace: it dies, with what it runs and what it has sent, when it is told to,
     which is the moment that its machine is powered off. `power_on()` powers the machine on."""
 
-    def __init__(self, site, name, power_on):
-        self.site, self.name, self.power_on = site, name, power_on
+    def __init__(self, site, name, power_on, card=None):
+        self.site, self.name, self.power_on, self.card = site, name, power_on, card
         self.place, self.agents, self.dead = None, [], False
 
     def boot(self):
@@ -47,6 +52,10 @@ class Node:
         if self.place:
             self.site.net.remove(self.place.name)
         self.place, self.dead = self.site.node(self.name), False
+        if self.card:
+            self.place.ip_cmd(f"link set eth0 address {self.card}")
+            # The host still knows the address that the card had in an earlier life: a machine with two may answer for another.
+            self.site.host.run(["ip", "neigh", "flush", "all"])
         self.power_on()
 
     def shoot(self, target, action, gun, transport):
@@ -69,14 +78,14 @@ class Node:
             agent.process.kill()
 
 
-def node_of(site, pool, name):
+def node_of(site, pool, name, card=None):
     """The node whose machine is that VM: it is dead before anybody hears from the pool that the VM is off."""
-    node = Node(site, name, lambda: pool.power_on(pool[name]))
+    node = Node(site, name, lambda: pool.power_on(pool[name]), card)
     pool[name].on_off.append(node.die)
     return node
 
 
-@pytest.mark.parametrize(("way", "action"), [*((way, "off") for way in WAYS), ("multicast", "reboot")][:None if WIDE else 2])
+@pytest.mark.parametrize(("way", "action"), [*((way, "off") for way in WAYS), ("multicast", "reboot")][:None if WIDE else 3])
 def test_of_two_that_shoot_each_other_one_stays_up(site, start_host, note, way, action):
     transport = way.split(",")[0]
     places = [site.place("xen1"), site.place("xen2")]
@@ -85,9 +94,11 @@ def test_of_two_that_shoot_each_other_one_stays_up(site, start_host, note, way, 
         pool.master = pool.members[WAYS[way].get("master", 0)]
         for vm in pool.vms:
             vm.slow, vm.late = WAYS[way].get("slow", 0), WAYS[way].get("late", 0)
-        host = start_host([device(it.name, "fence_xenapi", order=n, options={"session_url": it.url, **common})
+        cards = {"left": CARDS[0], "right": CARDS[1]} if WAYS[way].get("cards") else {}
+        domains = [{"name": it.name, "plug": it.uuid, "source": cards[it.name]} for it in pool.vms if cards]
+        host = start_host([device(it.name, "fence_xenapi", order=n, options={"session_url": it.url, **common}, domains=domains)
                            for n, it in enumerate(pool.members)], listener=transport)
-        nodes = [node_of(site, pool, name) for name in ("left", "right")]
+        nodes = [node_of(site, pool, name, cards.get(name)) for name in ("left", "right")]
         ends, reasons = collections.Counter(), collections.Counter()
         try:
             for number in range(ROUNDS):
@@ -108,11 +119,44 @@ def test_of_two_that_shoot_each_other_one_stays_up(site, start_host, note, way, 
                 assert len(up) == 1 and results[up[0]].rc == OK, (number, up, results, records, host.daemon.log[-6000:])
                 assert [it["target"] for it in ran] == [nodes[1 - up[0]].name] and ran[0]["delivered"], records
                 assert pool[nodes[up[0]].name].running
+                sources = {it["source_domain"] for it in records}
+                assert sources == ({it.uuid for it in pool.vms} if cards else {None}), records
         finally:
             note(f"{sum(ends.values())} rounds, {action} by {way}: {dict(ends)} up; {dict(reasons)}")
             for node in nodes:
                 if node.place:
                     site.net.remove(node.place.name)
+
+
+def test_two_nodes_that_have_nothing_to_do_with_each_other(site, start_host, tmp_path):
+    """One key for all, and a device that hangs in one node's fence. The fence of another node goes on meanwhile, since the
+    configuration has both nodes' cards. A node without a card there may be what the first one fences, and waits."""
+    zoo = Zoo(tmp_path / "zoo")
+    for name in ("left", "right"):
+        zoo.switch(name, "on")
+    known = [{"name": name, "source": card} for name, card in zip(("left", "right"), CARDS)]
+    host = start_host([device("nodes", zoo.agent("good"), None, domains=known, retries=0), zoo.device("slow", "other", "third"),
+                       zoo.device("hangs", "stuck", timeout=25, retries=0)])
+    nodes = [Node(site, name, lambda: None, card) for name, card in zip(("left", "right"), CARDS)]
+    try:
+        for node in nodes:
+            node.boot()
+        hangs = site.ask("-o", "off", "-H", "stuck", node=nodes[0].place, wait=False)
+        zoo.wait_run("off", "stuck")
+        result = site.ask("-o", "off", "-H", "other", node=nodes[1].place)
+        assert result.rc == OK, (result, host.records(), host.daemon.log[-5000:])
+        assert any(it.plug == "stuck" for it in zoo.left()), "it was done before, not meanwhile"
+        assert site.ask("-o", "off", "-H", "third", "-t", 5).rc != OK
+        assert zoo.power("third") == "on" and not zoo.runs("off", "third"), host.records()
+        hangs.process.kill()
+        hangs.finish()
+        zoo.wait_nothing_left()
+        sources = {it["target"]: it["source_domain"] for it in host.wait_records(3)}
+        assert sources["third"] is None and None not in (sources["stuck"], sources["other"]), sources
+        assert sources["stuck"] != sources["other"], sources
+    finally:
+        for node in nodes:
+            site.net.remove(node.place.name)
 
 
 @pytest.mark.parametrize("mode", ["hangs", "breaks"])

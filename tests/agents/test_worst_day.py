@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What goes wrong around the agents: libraries that go away, daemons that are killed, secrets that are told in passing."""
 
+import os
 import signal
 
 import pytest
@@ -45,12 +46,27 @@ def test_a_library_that_goes_away_is_no_machine_that_goes_off(site, start_host, 
     assert site.ask("-o", "status", "-H", "node1").rc == FAILED
 
 
-def test_what_a_killed_daemon_had_begun_ends_with_the_next_start(site, tmp_path):
+def test_what_a_killed_daemon_had_begun_ends_with_it(site, tmp_path):
     """An `off` that still hangs must not be carried out when nobody knows of it any more."""
     zoo = Zoo(tmp_path / "zoo")
     host = Host(site, tmp_path / "host", [zoo.device("forks", timeout=20, retries=0)])
     shot = site.ask("-o", "off", "-H", "forks", wait=False)
-    net.wait_until(lambda: len(zoo.runs("child")) == 4)
+    net.wait_until(lambda: len(zoo.runs("child")) == 5)
+    assert zoo.left(), "there is nothing to be ended"
+    host.daemon.stop(signal.SIGKILL)
+    zoo.wait_nothing_left()
+    assert shot.finish(1).rc != OK
+
+
+def test_what_was_killed_with_all_supervisors_ends_with_the_next_start(site, tmp_path):
+    """Daemon and supervisor at once, as somebody does who kills by name."""
+    zoo = Zoo(tmp_path / "zoo")
+    host = Host(site, tmp_path / "host", [zoo.device("stubborn", timeout=20, retries=0)])
+    shot = site.ask("-o", "off", "-H", "stubborn", wait=False)
+    net.wait_until(lambda: zoo.runs("child"))
+    # The daemon must not see that its supervisor has gone.
+    host.daemon.send_signal(signal.SIGSTOP)
+    os.kill(zoo.runs("off")[0].parent(), signal.SIGKILL)
     host.daemon.stop(signal.SIGKILL)
     assert zoo.left(), "there is nothing to be ended"
     assert shot.finish(1).rc != OK

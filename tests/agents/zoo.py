@@ -30,10 +30,18 @@ class Run:
     def alive(self):
         """Whether it still lives; a zombie does not."""
         try:
-            fields = pathlib.Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+            fields = self._stat()
         except (FileNotFoundError, ProcessLookupError):
             return False
         return int(fields[19]) == self.start and fields[0] not in "ZX"
+
+    def parent(self):
+        """The pid of its parent."""
+        return int(self._stat()[1])
+
+    def _stat(self):
+        """The kernel's words about it, from its state on."""
+        return pathlib.Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
 
 
 class Zoo:

@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Eve plays the host towards the owner's agent: anybody may connect to the port where it waits for the call-back."""
 
+import contextlib
 import os
+import pathlib
+import subprocess
+import threading
+import time
 
 import pytest
 
 from lab import net, wire
 from lab.wire import FakeHost, Stop
 
-from .scene import OURS, PATIENCE, SIDE, program
+from .scene import OURS, PATIENCE, REFERENCE, SIDE, program
 
+FLOODER = pathlib.Path(__file__).with_name("flooder.c")
 ANOTHER_KEY = bytes(range(200, 256)) * 8
 #: What Eve does with the connection that she makes before the host can.
 ROGUES = {
@@ -54,7 +60,7 @@ def test_a_rogue_host_that_calls_back_first(scene, rogue):
 
 
 def test_thirty_rogue_connections_beside_the_hosts(scene):
-    """Ours holds 32 connections; more make room for newer ones. (The C agent has lost with the first, see above.)"""
+    """Ours holds some hundred connections; more make room for newer ones. (The C agent has lost with the first, see above.)"""
     scene.owner = scene.fresh_guest()
     host = scene.host()
     spares = []
@@ -74,6 +80,53 @@ def test_thirty_rogue_connections_beside_the_hosts(scene):
         assert got.rc == 0 and host.state("vm1") == "off", got
     else:
         assert got.rc != 0
+
+
+@pytest.fixture(scope="module")
+def flooder(tmp_path_factory):
+    """The program that makes connections as fast as one core can: Python is too slow for it."""
+    out = tmp_path_factory.mktemp("flooder") / "flooder"
+    subprocess.run(["cc", "-O2", "-o", out, FLOODER], check=True)
+    return out
+
+
+@contextlib.contextmanager
+def flood(node, flooder, kind, to, addresses):
+    """Connections to the call-back port of `to` from these addresses of a node, without end, while the block lasts. Yields how
+    many there were so far."""
+    counts = []
+    with node.popen([flooder, kind, to.ip, wire.PORT, *addresses], stdout=subprocess.PIPE) as process:
+        thread = threading.Thread(target=lambda: counts.extend(map(int, process.stdout)), daemon=True)
+        thread.start()
+        try:
+            net.wait_until(lambda: counts)
+            yield counts
+        finally:
+            process.kill()
+            thread.join(10)
+
+
+@pytest.mark.ours
+@pytest.mark.parametrize("host_side", [OURS, REFERENCE])
+@pytest.mark.parametrize("kind, count", [("silent", 1), ("junk", 300)], ids=["silent-one-address", "junk-three-hundred-addresses"])
+def test_fences_beside_a_flood_of_connections(scene, note, flooder, kind, count, host_side):
+    """Six of six, though the port gets more connections than the agent can hold between two breaths. (The guest is not just
+    booted: 64 call-backs of a C host would be hung up on first, and each that the flood delays costs two seconds.)"""
+    scene.owner = scene.fresh_guest()
+    scene.owner.know_ports()
+    host = scene.host(side=host_side)
+    addresses = [scene.eve.ip] + [f"10.77.{60 + n // 256}.{n % 256}" for n in range(1, count)]
+    # All of these are Eve's.
+    scene.eve.ip_cmd("route add local 10.77.60.0/23 dev lo")
+    try:
+        with flood(scene.eve, flooder, kind, scene.owner, addresses) as connections:
+            before, begun = connections[-1], time.monotonic()
+            got = [scene.quiet_agent(scene.owner, "-o", "reboot", "-H", "vm1", "-t", "25") for _ in range(6)]
+            seconds = time.monotonic() - begun
+            note(f"six fences in {seconds:.1f} s beside {(connections[-1] - before) / seconds:.0f} connections a second")
+    finally:
+        scene.eve.ip_cmd("route del local 10.77.60.0/23 dev lo")
+    assert [it.rc for it in got] == [0] * 6, got
 
 
 def test_the_agent_tells_who_called_back(scene):

@@ -5,15 +5,12 @@
 
 import os
 import signal
-import socket
 import statistics
-import struct
-import threading
 import time
 
 import pytest
 
-from lab import programs, wire
+from lab import loads, programs, wire
 
 KEYS = 1000
 #: Junk in a second.
@@ -58,34 +55,6 @@ def times(client, count=50):
     return sorted(found)
 
 
-class Junk:
-    """Packets of nobody, well formed but for their hash, at a constant rate until the end of the block."""
-
-    def __init__(self, node):
-        self.node, self.sent, self._ended = node, 0, threading.Event()
-        self._packet = wire.Request(wire.OFF, "vm1", address=node.ip, hash_type=wire.SHA256).build(b"a key of nobody")
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def _run(self):
-        with self.node.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-            s.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF,
-                         bytes(8) + struct.pack("@i", self.node.interface_index("eth0")))
-            since = time.monotonic()
-            while not self._ended.is_set():
-                while self.sent < (time.monotonic() - since) * RATE:
-                    s.sendto(self._packet[:112] + os.urandom(32) + bytes(32), (wire.GROUP4, wire.PORT))
-                    self.sent += 1
-                time.sleep(0.005)
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._ended.set()
-        self._thread.join()
-
-
 def test_start_and_reload(start, key_files):
     few, with_few = start(key_files[:1])
     reload_few = reload(few)
@@ -105,11 +74,12 @@ def test_junk_without_a_key_costs_honest_clients_nothing(stage, start, key_files
     known, newcomer = (wire.FakeClient(stage.guest(guest), wire.read_key(key_files[place]))
                        for guest, place in ((1, 500), (2, 900)))
     quiet = times(known)
-    with Junk(stage.guest(3)) as junk:
-        since = time.monotonic()
+    nobody = wire.FakeClient(stage.guest(3), b"a key of nobody")
+    with loads.Packets(nobody, "vm1", rate=RATE, action=wire.OFF) as junk:
+        since, before = time.monotonic(), junk.done.value
         beside = times(known)
         first = times(newcomer, 1)[0]
-        rate = junk.sent / (time.monotonic() - since)
+        rate = (junk.done.value - before) / (time.monotonic() - since)
     shown = [f"median {statistics.median(it) * 1e3:.1f}, longest {it[-1] * 1e3:.1f} ms" for it in (quiet, beside)]
     print(f"\nquiet: {shown[0]}; with {rate:.0f} junk packets a second: {shown[1]}; a newcomer: {first * 1e3:.1f} ms")
     assert rate > RATE / 2

@@ -2,18 +2,16 @@
 """A packet that was recorded is worth nothing, not even after the daemon died and was started again."""
 
 import fcntl
-import hashlib
+import itertools
 import os
 import pathlib
 import signal
-import socket
-import struct
 import subprocess
 import threading
 
 import pytest
 
-from lab import programs, testdriver, wire
+from lab import loads, programs, testdriver, wire
 from lab.net import wait_until
 
 
@@ -156,16 +154,10 @@ def unread(node, port=wire.PORT):
 
 def flood(client, host, count, burst=2000):
     """Sends so many valid packets, no two of which are equal, and no faster than the host reads them."""
-    packet = client.packet(wire.STATUS, "red1")
-    keyed = hashlib.sha256(client.key)
-    with client.node.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        s.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, bytes(8) + struct.pack("@i", client.node.interface_index("eth0")))
-        s.connect((wire.GROUP4, wire.PORT))
-        for number in range(count):
-            made = packet[:98] + number.to_bytes(6, "little") + packet[104:112]
-            h = keyed.copy()
-            h.update(made + bytes(64))
-            s.send(made + h.digest() + bytes(32))
+    packets = loads.unequal(client.packet(wire.STATUS, "red1"), client.key, requests=False)
+    with wire.multicast_sender(client.node) as s:
+        for number, packet in enumerate(itertools.islice(packets, count)):
+            s.send(packet)
             if number % burst == burst - 1:
                 wait_until(lambda: unread(host) == 0)
 

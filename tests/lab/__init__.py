@@ -5,6 +5,7 @@
     trace       what a node sent and received last
     wire        the fence_xvm protocol by hand, fake hosts and fake clients that can misbehave
     programs    which programs are under test, config files, daemons and agents as processes
+    loads       what a client does that costs the daemon work or places, in processes beside the requests of others
     testdriver  domains of libvirt's test driver
     hypervisor  a libvirtd with QEMU domains; guest and initramfs, for those that boot a Linux
     corosync    machines with a real corosync; cpg_member, a member of its groups by hand

@@ -321,8 +321,8 @@ class Pretended(Hypervisor):
         """As a Hypervisor's, with nothing but the domains that are asked for."""
         self._let_go()
         super().start(timeout)
-        # The driver forgets everything when its last connection closes.
-        self._held = subprocess.Popen(["virsh", "-q", "-c", self.uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        # The driver forgets everything when its last connection closes. This one is not given up while libvirtd stands still.
+        self._held = subprocess.Popen(["virsh", "-q", "-k", "0", "-c", self.uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                       stderr=subprocess.DEVNULL)
         self._held.stdin.write(b"destroy test\nundefine test\necho held\n")
         self._held.stdin.flush()
@@ -424,6 +424,25 @@ class Domain:
 
     def _virsh(self, *args):
         return self.hypervisor.virsh(*args)
+
+
+@contextlib.contextmanager
+def hanging_off(hypervisor, domain, order):
+    """libvirtd stands still inside a power-off of the domain, which `order()` asks for; its value. At the end it goes on, and has ended
+    the domain."""
+    qemu = domain.process()
+    # libvirtd waits for the end of one that does not take its signal.
+    process.freeze(qemu.pid)
+    try:
+        asked = order()
+        until(lambda: process.is_pending(qemu.pid, signal.SIGTERM), 60, f"libvirtd is told to power {domain.name} off")
+        hypervisor.freeze()
+        yield asked
+    finally:
+        process.thaw(qemu.pid)
+        hypervisor.recover()
+    assert qemu.ended(60), f"{domain.name} runs on"
+    domain.wait_state("shut off")
 
 
 def machine_xml(name, uuid, accel, *, vnc_password=None, serial=(), channel=(), interface=(), title=None, disk=None,

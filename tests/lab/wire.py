@@ -614,5 +614,13 @@ def multicast_send(node, data, family=IPV4, group=None, port=PORT, interface="et
             s.sendto(data, (group or GROUP4, port))
 
 
+def multicast_sender(node, group=GROUP4, port=PORT, interface="eth0"):
+    """A UDP socket of the node whose datagrams go to the group through that interface: `send`."""
+    s = node.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, bytes(8) + struct.pack("@i", node.interface_index(interface)))
+    s.connect((group, port))
+    return s
+
+
 def _b(value):
     return value.encode() if isinstance(value, str) else value

@@ -79,6 +79,17 @@ class Site:
         return rc, found
 
 
+def test_whose_requests_are_known(site):
+    """Each machine with a source, with its cards in order; no word where there is none."""
+    cards = 'domain = "web1" { plug = "101"; source = "52:54:00:AB:00:02 52:54:00:ab:00:01"; }'
+    rc, found = site.check(site.device(keys=cards, password_file=site.password))
+    assert rc == 0 and not failed(found), found
+    text = of(found, "source", "")["text"]
+    assert text.startswith("known by the network card, by multicast: web1 (52:54:00:ab:00:01, 52:54:00:ab:00:02); "), text
+    _, found = site.check(site.device(password_file=site.password))
+    assert "source" not in {check for check, _ in found}, found
+
+
 def test_all_is_well(site):
     rc, found = site.check(site.device(password_file=site.password, ip="::1"), site.device("two", plugs="web1:101, w:102"))
     assert rc == 0 and not failed(found), found

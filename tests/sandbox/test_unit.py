@@ -215,6 +215,29 @@ def test_logrotate(machine):
     assert machine("cat", "/var/log/fence_virt/audit", check=True).stdout.count("\n") == 1
 
 
+def test_the_port_stays_over_a_restart_and_a_crash_and_goes_with_a_stop(machine):
+    """The socket is the very same: nobody is refused in between."""
+    def socket_now():
+        return re.findall(r"ino:(\d+)", machine("ss", "-Htlne", "sport", "=", ":1230", check=True).stdout)
+
+    def status():
+        return machine("fence_virt", "-T", "127.0.0.1", "-p", "1230", "-n", "test", "-o", "status").returncode
+
+    first = socket_now()
+    assert len(first) == 1
+    for how in (("restart", "fence_virtd"), ("kill", "--signal=KILL", "fence_virtd")):
+        before, pid = machine.journal().count("with the socket that the service manager kept"), machine.pid()
+        machine("systemctl", *how, check=True)
+        assert socket_now() == first
+        net.wait_until(lambda old=pid: machine.pid() not in (old, "0"), 60, 0.2)
+        assert status() == 0 and socket_now() == first
+        net.wait_until(lambda count=before: machine.journal().count("with the socket that the service manager kept") > count, 60, 0.2)
+    machine("systemctl", "stop", "fence_virtd", check=True)
+    assert not socket_now()
+    machine("systemctl", "start", "fence_virtd", check=True)
+    assert status() == 0
+
+
 def test_arguments_from_the_files_of_the_c_daemon(machine):
     machine("sh", "-c", "echo 'FENCE_VIRTD_ARGS=\"-w -d 1\"' > /etc/default/fence_virtd", check=True)
     machine("systemctl", "restart", "fence_virtd", check=True)

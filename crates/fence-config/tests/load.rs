@@ -734,6 +734,7 @@ fn devices() {
         domain: domain.to_owned(),
         plug: plug.to_owned(),
         uuid: uuid.map(str::to_owned),
+        sources: Vec::new(),
     };
     assert_eq!((first.name.as_str(), second.name.as_str()), ("first", "second"));
     assert_eq!(first.agent, AgentProgram::Named("fence_redfish".to_owned()));
@@ -758,6 +759,40 @@ fn devices() {
     assert_eq!(second.plug_option.as_deref(), Some("systems_uri"));
     assert_eq!((first.timeout, first.retries, first.max_running), (None, 1, 4));
     assert_eq!(first.status_timeout, Duration::from_secs(10));
+}
+
+#[test]
+fn sources_are_addresses_of_cards() {
+    let file = |first: &str, second: &str| {
+        format!(
+            "device = \"d\" {{ agent = \"a\";\ndomain = \"x\" {{ source = \"{first}\"; }}\n\
+             domain = \"y\" {{ source = \"{second}\"; }} }}"
+        )
+    };
+    let all = agents(&file(" 52:54:00:AB:cd:01,\n02:00:00:00:00:02 ", "52:54:00:ab:cd:03"));
+    let named = &all.devices[0].plugs.named;
+    assert_eq!(named[0].sources, ["52:54:00:ab:cd:01", "02:00:00:00:00:02"]);
+    assert_eq!(named[1].sources, ["52:54:00:ab:cd:03"]);
+    let bad = "4:25: error: bad-value: bad value ";
+    for wrong in [
+        "10.0.0.1",
+        "52:54:00:ab:cd",
+        "52:54:00:ab:cd:01:02",
+        "52:54:00:ab:cd:+1",
+        "01:00:5e:00:00:01",
+        "00:00:00:00:00:00",
+        "52:54:00:ab:cd:01, node1",
+    ] {
+        let found = wrong_agents(&file(wrong, "52:54:00:ab:cd:03"));
+        assert!(found.len() == 1 && found[0].starts_with(bad), "{wrong}: {found:?}");
+    }
+    // The same card twice tells neither.
+    let both = wrong_agents(&file("52:54:00:ab:cd:03", "52:54:00:AB:CD:03"));
+    assert_eq!(both.len(), 1);
+    assert!(
+        both[0].ends_with("the domains \"x\" and \"y\" have the same source 52:54:00:ab:cd:03"),
+        "{both:?}"
+    );
 }
 
 #[test]

@@ -3,7 +3,8 @@
 //!
 //! A hypervisor that was told to end an instance and was then lost, or took longer than the client waited,
 //! may have signalled the instance. That one ends when it can. Until then what conflicts with the order must
-//! not run: both nodes would go down. Owns the rule when such an order is over. Pure; time is a parameter.
+//! not run: both nodes would go down. Owns the rule when such an order is over, and when it hangs: nothing
+//! bounds the orders of a hypervisor that stands still. Pure; time is a parameter.
 
 use std::time::{Duration, Instant};
 
@@ -62,6 +63,13 @@ impl UnseenPowerOff {
     /// Returns the end of the time in which the order can take effect, once it is known.
     pub fn until(&self) -> Option<Instant> {
         self.answered.into_iter().chain(self.gone).min()
+    }
+
+    /// Returns the moment from which an order hangs whose end is not known by then. A hypervisor that lives
+    /// has carried it out: that takes [`Self::LIMIT`] at most from the latest moment at which it was sent. It
+    /// can be sent once more until its lease ends.
+    pub fn hangs_from(sent: Instant, lease_end: Instant) -> Instant {
+        lease_end.max(sent + Self::LIMIT)
     }
 
     /// Takes a look that began and ended at these moments.

@@ -38,10 +38,11 @@ use self::cli::print::{print, print_error};
 use self::daemon::exit::leave;
 use self::daemon::run;
 use self::peers::forget;
+use self::process::supervisor;
 use self::status::summary;
 
 fn main() -> ! {
-    leave(command())
+    leave(supervisor::run_if_asked().unwrap_or_else(command))
 }
 
 /// Carries out the command line and returns the exit code.

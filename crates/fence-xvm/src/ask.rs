@@ -13,6 +13,7 @@ use crate::console::Console;
 use crate::deadline::Deadline;
 use crate::failure::ClientFailure;
 use crate::plan::{RequestPlan, Transport};
+use crate::stream::StreamTries;
 use crate::{confine, line, multicast, tcp, vsock, words};
 
 /// Asks the host on the plan's transport. Returns the hosts that answered with a failure as well, where there
@@ -37,9 +38,11 @@ pub(crate) fn ask(
         Transport::Multicast(to) => return Ok(multicast::ask(plan, *to, key, deadline, console)?),
         Transport::Tcp(to) => {
             let addresses = tcp::resolve(plan, to, key, deadline)?;
-            tcp::ask(plan, to, &addresses, key, deadline, console)?
+            tcp::ask(plan, to, &addresses, key, deadline, StreamTries::Several(console), console)?
         }
-        Transport::Vsock { cid, port } => vsock::ask(plan, (*cid, *port), key, deadline, console)?,
+        Transport::Vsock { cid, port } => {
+            vsock::ask(plan, (*cid, *port), key, deadline, StreamTries::Several(console), console)?
+        }
         Transport::Serial { device, format } => line::ask_device(plan, device, *format, deadline, console)?,
         Transport::Channel(to) => line::ask_channel(plan, *to, deadline, console)?,
     };

@@ -32,7 +32,7 @@ use crate::multicast_failure::MulticastFailure;
 use crate::output::{FAILURE, print};
 use crate::plan::{MulticastSettings, RequestPlan, Transport};
 use crate::ports::CallBackPorts;
-use crate::stream::{self, StreamFailure};
+use crate::stream::{self, StreamFailure, StreamTries};
 use crate::verdict::{AgreementCause, HostCause, NetworkCause, ProbableCause, UntoldHosts};
 use crate::words::{describe_key, describe_request, is_sealed};
 use crate::{line, tcp, vsock};
@@ -103,8 +103,10 @@ fn find_cause(
         Transport::Multicast(to) => diagnose_multicast(plan, *to, key, console),
         Transport::Tcp(to) => {
             let addresses = tcp::resolve(plan, to, key, deadline_from_now(plan))?;
-            let ask =
-                |plan: &RequestPlan| tcp::ask(plan, to, &addresses, key, deadline_from_now(plan), console);
+            let ask = |plan: &RequestPlan| {
+                let deadline = deadline_from_now(plan);
+                tcp::ask(plan, to, &addresses, key, deadline, StreamTries::Once, console)
+            };
             each_way(plan, |plan| {
                 let connect = |within| tcp::connect(&addresses, within, console);
                 let found = diagnose_stream(plan, key, ask, connect)?;
@@ -113,8 +115,10 @@ fn find_cause(
         }
         Transport::Vsock { cid, port } => {
             let (cid, port) = (*cid, *port);
-            let ask =
-                |plan: &RequestPlan| vsock::ask(plan, (cid, port), key, deadline_from_now(plan), console);
+            let ask = |plan: &RequestPlan| {
+                let deadline = deadline_from_now(plan);
+                vsock::ask(plan, (cid, port), key, deadline, StreamTries::Once, console)
+            };
             let connect = |within| HostConnection::new(vsock_connect(cid, u32::from(port), within)?);
             each_way(plan, |plan| {
                 let found = diagnose_stream(plan, key, ask, connect)?;

@@ -306,12 +306,15 @@ impl<'a> CallBackDoors<'a> {
         self.doors.iter().map(|it| &it.open.listener)
     }
 
-    /// Accepts a call-back: returns the stream, its peer, and the opening that it came in.
-    pub(crate) fn accept(&self) -> Option<(TcpStream, SocketAddr, usize)> {
-        self.doors.iter().find_map(|door| {
+    /// Accepts call-backs, of each port `most` at most: streams, their peers, and the openings that they came
+    /// in.
+    pub(crate) fn accept(&self, most: usize) -> Vec<(TcpStream, SocketAddr, usize)> {
+        let one = |door: &Door| {
             let (stream, from) = door.open.listener.accept().ok()?;
             Some((stream, from, door.opening))
-        })
+        };
+        let calls = self.doors.iter().flat_map(|door| std::iter::from_fn(move || one(door)).take(most));
+        calls.collect()
     }
 
     /// Decides whether the challenge of this host may be answered. A refused call-back is counted, and the

@@ -36,6 +36,7 @@ mod multicast;
 mod multicast_failure;
 pub mod options;
 mod output;
+mod patience;
 pub mod plan;
 mod ports;
 mod random;

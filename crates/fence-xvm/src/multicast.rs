@@ -12,7 +12,7 @@
 //!
 //! Must never give two hosts the permission to act at a time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
@@ -26,6 +26,7 @@ use fence_wire::{
 };
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit};
 
 use crate::answer::HostAnswer;
 use crate::attempts::{HostFailure, MulticastAttempts, StreamProgress};
@@ -44,8 +45,13 @@ use crate::random::{new_challenge, new_named_challenge, random_bytes};
 use crate::rows::ListRows;
 use crate::words::{describe_key, describe_request, is_sealed};
 
-/// Largest number of connections at a time. For a further one the oldest unproven connection is evicted.
-const CONNECTIONS_MAX: usize = 32;
+/// Largest number of connections at a time. For a further one an unproven connection is evicted.
+const CONNECTIONS_MAX: usize = 512;
+/// Largest number of connections that are accepted before those that are there are read and written: a host
+/// among them has that long, and not only until the backlog is empty, which a flood fills.
+const ACCEPTED_AT_ONCE: usize = 32;
+/// Descriptors for everything but connections.
+const OTHER_DESCRIPTORS: u64 = 64;
 /// Time that a silent proven host delays the lists of other hosts.
 const STALL_LIMIT: Duration = Duration::from_secs(5);
 /// Time for which other hosts may still call back before the turn is passed on. Those that have the domain
@@ -157,6 +163,8 @@ pub(crate) fn send_request(
         doors: CallBackDoors::new(ports, rule, new_run(plan)?),
         packets: 0,
         calls: Vec::new(),
+        room: room(),
+        hosts: BTreeSet::new(),
         collector,
         attempts,
         probe,
@@ -167,7 +175,7 @@ pub(crate) fn send_request(
     attempts.forget_last_calls(Instant::now());
     if probe.watch.is_some() {
         // No firewall kept out what waits to be accepted.
-        for (_, from, _) in std::iter::from_fn(|| doors.accept()).take(CONNECTIONS_MAX) {
+        for (_, from, _) in doors.accept(CONNECTIONS_MAX) {
             attempts.record_arrival(from.ip());
         }
     }
@@ -180,6 +188,13 @@ pub(crate) fn send_request(
     attempts.key = describe_key(plan, key);
     attempts.sealed = is_sealed(plan);
     Ok(MulticastResult { answer, attempts, rows: collector.into_rows() })
+}
+
+/// Returns the number of connections that this process can hold.
+fn room() -> usize {
+    let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or_default();
+    let room = usize::try_from(limit.saturating_sub(OTHER_DESCRIPTORS)).unwrap_or(CONNECTIONS_MAX);
+    room.clamp(ACCEPTED_AT_ONCE, CONNECTIONS_MAX)
 }
 
 /// Returns a new run. A packet without a hash carries no random bytes.
@@ -200,6 +215,10 @@ struct MulticastClient<'a> {
     /// Number of packets so far: no two are equal.
     packets: u32,
     calls: Vec<CallBackConnection<'a>>,
+    /// Largest number of `calls`.
+    room: usize,
+    /// Addresses at which somebody holds the key: their connections are evicted last.
+    hosts: BTreeSet<IpAddr>,
     collector: AnswerCollector<Box<dyn Write>>,
     attempts: MulticastAttempts,
     probe: MulticastProbe,
@@ -240,7 +259,7 @@ impl<'a> MulticastClient<'a> {
                 return Ok(Some(answer));
             }
             if ready.listener {
-                self.accept(in_time)?;
+                self.take_calls(self.doors.accept(ACCEPTED_AT_ONCE), in_time)?;
             }
             if self.probe.only_call_back && self.has_called_back() {
                 break;
@@ -262,11 +281,9 @@ impl<'a> MulticastClient<'a> {
         };
         let mut last_calls = Vec::new();
         let tended = self.doors.tend(need, |doors| {
-            last_calls.extend(std::iter::from_fn(|| doors.accept()).take(CONNECTIONS_MAX));
+            last_calls = doors.accept(ACCEPTED_AT_ONCE);
         });
-        for (stream, from, opening) in last_calls {
-            self.take_call(stream, from, opening, true)?;
-        }
+        self.take_calls(last_calls, true)?;
         tended.map_err(MulticastFailure::Listen)
     }
 
@@ -281,9 +298,16 @@ impl<'a> MulticastClient<'a> {
         !self.attempts.call_backs.is_empty() || self.calls.iter().any(has_shown_all)
     }
 
-    /// Records the kinds of the hosts whose challenges are here. A sealed stream shows none: only a host of
-    /// ours has it.
-    fn record_kinds(&mut self) {
+    /// Records the hosts that have proved themselves, and the kinds of those whose challenges are here. A
+    /// sealed stream shows none: only a host of ours has it.
+    fn record_hosts(&mut self) {
+        /// Without authentication anybody is believed.
+        const REMEMBERED: usize = 64;
+        for call in self.calls.iter().filter(|it| it.believed_at.is_some()) {
+            if self.hosts.len() < REMEMBERED {
+                self.hosts.insert(call.from.ip());
+            }
+        }
         if matches!(self.auth, ClientAuth::Classic(..)) {
             for call in &self.calls {
                 if let Some(name) = call.exchange.call_name() {
@@ -472,9 +496,27 @@ impl<'a> MulticastClient<'a> {
         Ok(ReadySockets { listener, calls: ready.collect() })
     }
 
-    /// Accepts the connections in the backlog.
-    fn accept(&mut self, in_time: bool) -> Result<(), MulticastFailure> {
-        while let Some((stream, from, opening)) = self.doors.accept() {
+    /// Returns whether nobody at the address of this peer has proved to be a host.
+    fn may_be_evicted(&self, call: &CallBackConnection<'_>) -> bool {
+        !call.exchange.is_believed() && !self.hosts.contains(&call.from.ip())
+    }
+
+    /// Begins the exchanges with new peers, for which others make room.
+    fn take_calls(
+        &mut self,
+        new: Vec<(TcpStream, SocketAddr, usize)>,
+        in_time: bool,
+    ) -> Result<(), MulticastFailure> {
+        let room = self.room.saturating_sub(new.len());
+        let mut unproven = BTreeMap::<IpAddr, usize>::new();
+        if self.calls.len() > room {
+            let calls = self.calls.iter().filter(|it| self.may_be_evicted(it));
+            calls.for_each(|it| *unproven.entry(it.from.ip()).or_default() += 1);
+        }
+        while self.calls.len() > room {
+            self.evict_one(&mut unproven);
+        }
+        for (stream, from, opening) in new {
             self.take_call(stream, from, opening, in_time)?;
         }
         Ok(())
@@ -495,9 +537,6 @@ impl<'a> MulticastClient<'a> {
         let _ = stream.set_nodelay(true);
         self.console.debug(&format_args!("call-back from {from}"));
         self.attempts.record_arrival(from.ip());
-        if self.calls.len() >= CONNECTIONS_MAX {
-            self.evict_one();
-        }
         let run = self.doors.run();
         let c1 = match self.auth {
             ClientAuth::Classic(_, key) => new_named_challenge(key, run),
@@ -526,9 +565,19 @@ impl<'a> MulticastClient<'a> {
         Ok(())
     }
 
-    /// Evicts the oldest peer that has not proved itself, or else the oldest.
-    fn evict_one(&mut self) {
-        let index = self.calls.iter().position(|c| !c.exchange.is_believed()).unwrap_or(0);
+    /// Evicts the oldest peer of the address that has most of them, among those at which no host has proved
+    /// itself; or else the oldest without the permission to act. So a flood from one address costs that
+    /// address alone, and one from many leaves a host some hundred connections' time for its first proof.
+    fn evict_one(&mut self, unproven: &mut BTreeMap<IpAddr, usize>) {
+        let most = unproven.iter().max_by_key(|it| *it.1).map(|it| *it.0);
+        let is_of_most = |it: &CallBackConnection<'_>| Some(it.from.ip()) == most && self.may_be_evicted(it);
+        let index = self.calls.iter().position(is_of_most);
+        let index = index.or_else(|| self.calls.iter().position(|it| it.permitted_at.is_none()));
+        let index = index.unwrap_or(0);
+        if let Some(count) = most.and_then(|it| unproven.get_mut(&it)) {
+            *count -= 1;
+        }
+        unproven.retain(|_, count| *count > 0);
         let call = self.calls.remove(index);
         let outcome = "evicted for newer ones".to_owned();
         if call.exchange.is_believed() {
@@ -590,7 +639,7 @@ impl<'a> MulticastClient<'a> {
                 return Ok(answer);
             }
         }
-        self.record_kinds();
+        self.record_hosts();
         // A probe gives no proof, whomever a host calls for.
         if !self.probe.only_call_back {
             self.refuse_calls_for_others();

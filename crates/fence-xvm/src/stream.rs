@@ -2,12 +2,13 @@
 //! A request over one stream to a known host: request, mutual challenge, response. TCP and vsock only
 //! connect.
 //!
-//! Owns the exchange until the deadline. Runs on the agent's only thread. Must never report an answer that
-//! the exchange does not give.
+//! Owns the exchange until the deadline, and the tries before our proof. Runs on the agent's only thread.
+//! Must never report an answer that the exchange does not give, and must never ask again after our proof.
 
 use std::fmt;
 use std::io;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use fence_wire::{Key, ProofError, Request};
 use nix::errno::Errno;
@@ -16,12 +17,23 @@ use rand::rngs::SysError;
 use crate::answer::HostAnswer;
 use crate::attempts::StreamProgress;
 use crate::connection::HostConnection;
+use crate::console::Console;
 use crate::deadline::Deadline;
 use crate::exchange::{AwaitedStep, ExchangeError, HostExchange, LIST_RESULT_WAIT};
 use crate::host::TcpHost;
+use crate::patience::{EndBeforeProof, RetryPatience};
 use crate::plan::RequestPlan;
 use crate::random::{new_challenge, random_bytes};
 use crate::words::{CLASSIC_HOST_HINT, describe_key, describe_request, is_sealed};
+
+/// Number of times that a host is asked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum StreamTries<'c> {
+    /// Once: what it does with one request is the question.
+    Once,
+    /// Again, as long as our proof was not sent: the host may be started anew just now.
+    Several(&'c Console),
+}
 
 /// Connects to the host, and runs the whole exchange.
 pub(crate) fn ask(
@@ -29,12 +41,41 @@ pub(crate) fn ask(
     host: HostAddress,
     key: Option<&Key>,
     deadline: Deadline,
-    connect: impl FnOnce(Duration) -> io::Result<HostConnection>,
+    tries: StreamTries<'_>,
+    connect: impl Fn(Duration) -> io::Result<HostConnection>,
 ) -> Result<HostAnswer, Box<StreamFailure>> {
-    let connected = deadline.remaining_or_timed_out().and_then(connect).map_err(StreamCause::Connect);
-    connected
-        .and_then(|connection| run_exchange(plan, &connection, key, deadline))
-        .map_err(|cause| StreamFailure::new(plan, host, key, cause))
+    let mut patience = RetryPatience::new(plan.action, deadline, Instant::now());
+    loop {
+        let connected = deadline.remaining_or_timed_out().and_then(&connect).map_err(StreamCause::Connect);
+        let cause = match connected.and_then(|it| run_exchange(plan, &it, key, deadline)) {
+            Ok(answer) => return Ok(answer),
+            Err(cause) => cause,
+        };
+        let pause = match (tries, cause.before_proof()) {
+            (StreamTries::Several(console), Some(end)) => {
+                patience.pause_after(end, Instant::now()).inspect(|_| {
+                    tell_of_next_try(console, &host, &cause, &patience);
+                })
+            }
+            _ => None,
+        };
+        let Some(pause) = pause else {
+            let tries = patience.tries(Instant::now());
+            return Err(Box::new(StreamFailure { tries, ..*StreamFailure::new(plan, host, key, cause) }));
+        };
+        thread::sleep(pause);
+    }
+}
+
+/// Says once, after about a second, that the agent goes on: a person may wait before the screen.
+fn tell_of_next_try(console: &Console, host: &HostAddress, cause: &StreamCause, patience: &RetryPatience) {
+    const TOLD_AT: u32 = 5;
+    let (tries, _) = patience.tries(Instant::now());
+    if tries == TOLD_AT && matches!(cause, StreamCause::Connect(_)) {
+        console.say(&format_args!("{host}: {cause}; it is tried again, the host may be starting"));
+    } else {
+        console.debug(&format_args!("{host}: {cause}; trying again"));
+    }
 }
 
 /// Returns whether the host takes a request like this: it proves that it holds the key, or shows that it has
@@ -116,6 +157,23 @@ fn run_exchange(
     Ok(exchange.close()?)
 }
 
+impl StreamCause {
+    /// Returns how the stream ended, if that was before our proof was sent. Then nothing was done for us.
+    fn before_proof(&self) -> Option<EndBeforeProof> {
+        match self {
+            Self::Connect(error) if is_refused(error) => Some(EndBeforeProof::Refused),
+            Self::Failed(ExchangeError::ClosedUnproven) => Some(EndBeforeProof::Unproven),
+            Self::Failed(ExchangeError::ClosedProven) => Some(EndBeforeProof::Proven),
+            _ => None,
+        }
+    }
+}
+
+/// Returns whether nobody listens there. On vsock that is a reset.
+pub(crate) fn is_refused(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset)
+}
+
 fn has_hung_up(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }
@@ -151,6 +209,8 @@ pub(crate) struct StreamFailure {
     key: String,
     sealed: bool,
     cause: StreamCause,
+    /// Number of tries, and the time that they took.
+    tries: (u32, Duration),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -169,8 +229,12 @@ enum StreamCause {
 
 impl fmt::Display for StreamFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { host, request, key, sealed, cause } = self;
-        write!(f, "no answer from {host}: {cause}\n  asked for {request}; {key}\n  {}", self.next_check())?;
+        let Self { host, request, key, sealed, cause, tries: (tries, spent) } = self;
+        write!(f, "no answer from {host}: {cause}")?;
+        if *tries > 1 {
+            write!(f, " ({tries} tries in {:.1} s)", spent.as_secs_f64())?;
+        }
+        write!(f, "\n  asked for {request}; {key}\n  {}", self.next_check())?;
         if *sealed && matches!(cause, StreamCause::Failed(_) | StreamCause::Broken { .. }) {
             write!(f, "; {CLASSIC_HOST_HINT}")?;
         }
@@ -203,7 +267,8 @@ impl StreamFailure {
 
     fn new(plan: &RequestPlan, host: HostAddress, key: Option<&Key>, cause: StreamCause) -> Box<Self> {
         let (request, key) = (describe_request(plan), describe_key(plan, key));
-        Box::new(Self { host, request, key, sealed: is_sealed(plan), cause })
+        let tries = (1, Duration::ZERO);
+        Box::new(Self { host, request, key, sealed: is_sealed(plan), cause, tries })
     }
 
     /// Returns the step that was reached; none where no host was reached.
@@ -286,8 +351,8 @@ mod tests {
         let text = |error: Errno| {
             let host = HostAddress::Vsock { cid: 2, port: 1229 };
             let (request, key) = ("off vm1".to_owned(), "no key".to_owned());
-            StreamFailure { host, request, key, sealed: true, cause: StreamCause::Connect(error.into()) }
-                .to_string()
+            let (cause, tries) = (StreamCause::Connect(error.into()), (1, Duration::ZERO));
+            StreamFailure { host, request, key, sealed: true, cause, tries }.to_string()
         };
         for none in [Errno::EAFNOSUPPORT, Errno::ENODEV] {
             let text = text(none);

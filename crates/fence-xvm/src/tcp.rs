@@ -18,7 +18,7 @@ use crate::console::Console;
 use crate::deadline::Deadline;
 use crate::host::TcpHost;
 use crate::plan::RequestPlan;
-use crate::stream::{self, HostAddress, StreamFailure};
+use crate::stream::{self, HostAddress, StreamFailure, StreamTries, has_timed_out, is_refused};
 
 /// Returns the addresses of the host. Must be called before [`ask`], which confines the agent.
 pub(crate) fn resolve(
@@ -38,16 +38,17 @@ pub(crate) fn ask(
     addresses: &[SocketAddr],
     key: Option<&Key>,
     deadline: Deadline,
+    tries: StreamTries<'_>,
     console: &Console,
 ) -> Result<HostAnswer, Box<StreamFailure>> {
     confine(Tcp::To(to.port), console);
-    stream::ask(plan, HostAddress::Tcp(to.clone()), key, deadline, |within| {
+    stream::ask(plan, HostAddress::Tcp(to.clone()), key, deadline, tries, |within| {
         connect(addresses, within, console)
     })
 }
 
 /// Connects to the host. Each address has its share of the time that is left, so that a silent one leaves
-/// time for the others.
+/// time for the others. The error is that of the last one, unless an earlier one refused: that host is there.
 pub(crate) fn connect(
     addresses: &[SocketAddr],
     within: Duration,
@@ -65,7 +66,9 @@ pub(crate) fn connect(
             }
             Err(error) => {
                 console.debug(&format_args!("cannot connect to {address}: {error}"));
-                failure = error;
+                if has_timed_out(&error) || !is_refused(&failure) {
+                    failure = error;
+                }
             }
         }
     }

@@ -13,7 +13,7 @@ use crate::connection::HostConnection;
 use crate::console::Console;
 use crate::deadline::Deadline;
 use crate::plan::RequestPlan;
-use crate::stream::{self, HostAddress, StreamFailure};
+use crate::stream::{self, HostAddress, StreamFailure, StreamTries};
 
 /// Asks the machine with this context id.
 pub(crate) fn ask(
@@ -21,11 +21,12 @@ pub(crate) fn ask(
     (cid, port): (u32, u16),
     key: Option<&Key>,
     deadline: Deadline,
+    tries: StreamTries<'_>,
     console: &Console,
 ) -> Result<HostAnswer, Box<StreamFailure>> {
     let port = u32::from(port);
     confine(Tcp::None, console);
-    stream::ask(plan, HostAddress::Vsock { cid, port }, key, deadline, |within| {
+    stream::ask(plan, HostAddress::Vsock { cid, port }, key, deadline, tries, |within| {
         let stream = vsock_connect(cid, port, within)?;
         console.debug(&format_args!("connected to vsock CID {cid} port {port}"));
         HostConnection::new(stream)

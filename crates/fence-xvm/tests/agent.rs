@@ -301,7 +301,7 @@ fn inside_more_callers_than_fit() {
     let lab = AgentLab::new(20_550);
     let agent = lab.agent(&["-o", "off", "-n", "vm1", "-t", "60"]);
     let request = lab.receive_request();
-    let idle: Vec<_> = (0..100).map(|_| lab.call_back(&request)).collect();
+    let idle: Vec<_> = (0..600).map(|_| lab.call_back(&request)).collect();
     let mut challenge = Vec::new();
     let _ = (&idle[0]).read_to_end(&mut challenge);
     assert_eq!(challenge.len(), 64, "the oldest makes room while the agent waits");
@@ -460,12 +460,15 @@ fn inside_tcp() {
         assert_eq!(done.status.code(), Some(1));
         assert!(text(&done.stderr).contains("Timed out waiting for response"), "{done:?}");
     }
-    // A wrong proof, a closed stream, a response that is not valid.
-    for bytes in [&[0; 64][..], &[]] {
+    // A wrong proof; streams that are closed before the proof, so that the host is asked again; a response
+    // that is not valid.
+    for (bytes, tries) in [(&[0; 64][..], 1), (&[], 4)] {
         let agent = ask(&["-o", "off", "-n", "vm1", "-t", "60"]);
-        let (mut stream, _) = accept();
-        stream.write_all(bytes).unwrap();
-        stream.shutdown(Shutdown::Write).unwrap();
+        for _ in 0..tries {
+            let (mut stream, _) = accept();
+            stream.write_all(bytes).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+        }
         assert_eq!(finish(agent).status.code(), Some(1));
     }
     let agent = ask(&["-o", "off", "-n", "vm1", "-t", "60"]);
@@ -473,5 +476,5 @@ fn inside_tcp() {
     respond(&stream, lab.prove_host(&stream), &[253]);
     assert_eq!(finish(agent).status.code(), Some(1));
     drop(listener);
-    assert_eq!(finish(ask(&["-o", "off", "-n", "vm1"])).status.code(), Some(1));
+    assert_eq!(finish(ask(&["-o", "off", "-n", "vm1", "-t", "2"])).status.code(), Some(1));
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! `backends { agent { … } }`: devices, their domains, and the options of their agents.
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
@@ -55,6 +56,7 @@ impl Checker<'_> {
             }
         }
         devices.sort_by_key(|it| it.order);
+        self.check_sources(block.map_or_else(Span::default, |it| it.id.span), &devices);
         AgentBackend {
             max_running: self.read_max_running(&body).unwrap_or(DEFAULT_MAX_RUNNING),
             reboot_starts: self.read_word(body.key("reboot_starts")).unwrap_or(false),
@@ -141,7 +143,8 @@ impl Checker<'_> {
             let plug = keys.key("plug").and_then(|it| self.read_line(it, "the domain's name for its device"));
             let uuid = keys.key("uuid").and_then(|it| self.read_uuid(it));
             let plug = plug.unwrap_or_else(|| domain.clone());
-            self.add_plug(inner.id.span, &mut plugs, DomainPlug { domain, plug, uuid });
+            let sources = keys.key("source").map(|it| self.read_sources(it)).unwrap_or_default();
+            self.add_plug(inner.id.span, &mut plugs, DomainPlug { domain, plug, uuid, sources });
         }
         let says_nothing = body.key("plugs").is_none() && !body.blocks.iter().any(|it| it.id.is("domain"));
         if says_nothing {
@@ -180,12 +183,49 @@ impl Checker<'_> {
                 return self.report_bad_value(key, allowed.to_owned());
             }
             any = true;
-            let plug = DomainPlug { domain: domain.to_owned(), plug: plug.to_owned(), uuid: None };
+            let plug = DomainPlug {
+                domain: domain.to_owned(),
+                plug: plug.to_owned(),
+                uuid: None,
+                sources: Vec::new(),
+            };
             self.add_plug(key.value.text.span, plugs, plug);
         }
         if !any {
             self.report_bad_value(key, allowed.to_owned());
         }
+    }
+
+    /// Reports a MAC address that two domains have: it would tell neither.
+    fn check_sources(&mut self, span: Span, devices: &[AgentDevice]) {
+        let mut domains = BTreeMap::new();
+        for plug in devices.iter().flat_map(|it| &it.plugs.named) {
+            for mac in &plug.sources {
+                let first = domains.entry(mac).or_insert(&plug.domain);
+                if *first != &plug.domain {
+                    let (one, other) = (show(first.as_bytes()), show(plug.domain.as_bytes()));
+                    self.report(
+                        DiagnosticCode::BadValue,
+                        span,
+                        format!("the domains \"{one}\" and \"{other}\" have the same source {mac}"),
+                        "give each domain the addresses of its own network cards".to_owned(),
+                    );
+                }
+            }
+        }
+    }
+
+    /// Reads MAC addresses of network cards.
+    fn read_sources(&mut self, key: &Assignment) -> Vec<String> {
+        let text = self.trimmed(key).and_then(|it| std::str::from_utf8(it).ok()).unwrap_or_default();
+        let parts = || text.split([',', ';', ' ', '\t', '\n', '\r']).filter(|it| !it.is_empty());
+        let macs: Vec<_> = parts().filter_map(card_address).collect();
+        if macs.is_empty() || macs.len() < parts().count() {
+            let help = "allowed: MAC addresses of the domain's network cards, such as 52:54:00:12:34:56, \
+                        with commas or blanks between them; no IP addresses, which others may share";
+            self.report_bad_value(key, help.to_owned());
+        }
+        macs
     }
 
     fn add_plug(&mut self, span: Span, plugs: &mut DevicePlugs, plug: DomainPlug) {
@@ -330,6 +370,18 @@ fn ascii_name(id: &[u8]) -> Option<&str> {
     let name = std::str::from_utf8(id).ok()?;
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
     (!name.is_empty() && name.bytes().all(fits)).then_some(name)
+}
+
+/// Returns the canonical form of the MAC address of a card.
+fn card_address(text: &str) -> Option<String> {
+    let bytes: Option<Vec<u8>> = text
+        .split(':')
+        .map(|it| u8::from_str_radix(it, 16).ok().filter(|_| it.len() == 2 && !it.starts_with('+')))
+        .collect();
+    let bytes = bytes.filter(|it| it.len() == 6)?;
+    // Addresses of groups are no card's, nor are noughts.
+    let is_card = bytes[0] & 1 == 0 && bytes.iter().any(|it| *it != 0);
+    is_card.then(|| text.to_ascii_lowercase())
 }
 
 /// Returns whether a text is one line. An agent reads its options line by line: a line end in a value would

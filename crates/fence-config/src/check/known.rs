@@ -126,7 +126,11 @@ pub(super) const KNOWN: &[KnownBlock] = &[
         ..KnownBlock::NONE
     },
     KnownBlock { path: "backends/agent/device/options", any_key: true, ..KnownBlock::NONE },
-    KnownBlock { path: "backends/agent/device/domain", keys: &["plug", "uuid"], ..KnownBlock::NONE },
+    KnownBlock {
+        path: "backends/agent/device/domain",
+        keys: &["plug", "uuid", "source"],
+        ..KnownBlock::NONE
+    },
     KnownBlock { path: "groups", blocks: &["group"], repeatable: &["group"], ..KnownBlock::NONE },
     KnownBlock {
         path: "groups/group",

@@ -101,6 +101,9 @@ pub struct DomainPlug {
     pub plug: String,
     /// UUID of the domain, canonical lower-case text.
     pub uuid: Option<String>,
+    /// `source`: MAC addresses of the domain's network cards, canonical lower-case text. A request by
+    /// multicast from one of them is this domain's.
+    pub sources: Vec<String>,
 }
 
 /// Value of an agent's option. May be a password, so it is never shown.

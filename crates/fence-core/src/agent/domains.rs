@@ -80,6 +80,17 @@ pub fn all(devices: &[AgentDevice], lists: &[Option<Arc<PlugList>>]) -> Vec<Agen
     domains
 }
 
+/// Returns the domains whose requests are recognised by their cards: the name, the UUID, and the MAC
+/// addresses of each.
+pub fn sources(devices: &[AgentDevice]) -> Vec<(String, DomainId, BTreeSet<String>)> {
+    let cards = |name: &str| {
+        let plugs = devices.iter().flat_map(|it| &it.plugs.named).filter(|it| it.domain == name);
+        plugs.flat_map(|it| it.sources.iter().cloned()).collect::<BTreeSet<_>>()
+    };
+    let domains = named(devices).into_iter().map(|it| (cards(&it.name), it));
+    domains.filter(|it| !it.0.is_empty()).map(|(cards, it)| (it.name, it.uuid, cards)).collect()
+}
+
 /// Returns the domains that a target means, by UUID or by name. More than one where the target is ambiguous:
 /// also where it is the UUID of one and the name of another.
 pub fn meant<'a>(domains: &'a [AgentDomain], target: &Target) -> Vec<&'a AgentDomain> {
@@ -184,6 +195,7 @@ fn settle_names(domains: &mut [AgentDomain]) {
 #[cfg(test)]
 mod tests {
     use fence_config::Backend;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -238,6 +250,40 @@ mod tests {
         assert_eq!(uuid_in(&text), Some(*uuid));
         assert_eq!((&text[14..15], find(&domains, &text)), ("5", vec!["web1"]));
         assert_eq!(uuid_for("web1"), *uuid);
+    }
+
+    proptest! {
+        /// The domain that is recognised as a source is the one that a request for its name means, whatever
+        /// the lists say.
+        #[test]
+        fn a_source_is_the_domain_that_its_name_means(
+            named in prop::collection::vec((0..3_usize, 0..3_usize, 0..3_usize, 0..3_usize), 0..6),
+            listed in prop::collection::vec((0..4_usize, 0..4_usize), 0..5),
+        ) {
+            let plugs = ["101", UUID, "x", "y"];
+            let names = ["web1", "web2", "db", "x"];
+            let mut blocks: Vec<Vec<String>> = vec![vec!["plugs = \"*\";".to_owned()]; 3];
+            let mut taken = BTreeSet::new();
+            for (device, name, plug, card) in named {
+                // A device has each name and each plug once.
+                if taken.insert((device, 'n', name)) && taken.insert((device, 'p', plug)) {
+                    blocks[device].push(format!(
+                        "domain = \"{}\" {{ plug = \"{}\"; source = \"52:54:00:00:0{card}:0{name}\"; }}",
+                        names[name], plugs[plug]
+                    ));
+                }
+            }
+            let blocks: Vec<_> = blocks.iter().map(|it| it.join(" ")).collect();
+            let devices = devices(&blocks.iter().map(String::as_str).collect::<Vec<_>>());
+            let entries: Vec<_> = listed.iter().map(|(plug, name)| (plugs[*plug], names[*name])).collect();
+            let domains = all(&devices, &[list(&entries), None, list(&[])]);
+            for (name, uuid, cards) in sources(&devices) {
+                let of_name: Vec<_> = domains.iter().filter(|it| it.is_named && it.name == name).collect();
+                prop_assert_eq!(of_name.iter().map(|it| it.uuid).collect::<Vec<_>>(), [uuid]);
+                let place = names.iter().position(|it| *it == name).unwrap();
+                prop_assert!(cards.iter().all(|it| it.ends_with(&format!("0{place}"))), "{:?}", cards);
+            }
+        }
     }
 
     #[test]

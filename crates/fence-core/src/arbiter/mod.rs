@@ -37,6 +37,10 @@
 //! waits as before; an "on" would be undone. The same holds for orders that an earlier daemon gave
 //! ([`Arbiter::install_late`]): a start that may come late does not hold up an "on".
 //!
+//! A power-off that hangs ([`LateEffect::HangingOff`]) may come at any later moment, or never. It holds up
+//! only what has its target, and what is known to come from there. What waits for that end is overtaken by
+//! all others, holds up none, and none joins it.
+//!
 //! One target: "off already" must not be said of a domain that a reboot is about to start. Danger: once the
 //! target is seen off neither can spoil the other, and the start after a reboot shoots nobody.
 //!
@@ -80,6 +84,19 @@
 //! the more others can have it, the more requests conflict.
 //!
 //! For the same reason a request in flight can't lose its source to another; a peer that shoots itself can.
+//!
+//! Power-offs that hang may come after all others, at any moment. Where each source is known the rule
+//! stands. Suppose again that all were down. Let Z be the last one that went down in time, by no power-off
+//! that hung, shot by Y. If Y went down in time too, it did so before Z, and the above holds. Else X shot Y
+//! by one that hung. Whatever Y shot was over before that one was told to run, for from then on all that
+//! comes from Y waits. So Z was down by then, and X was up, for it gave its proof. X went down later than
+//! Z, so by one that hung as well, from W; and that one was told to run after the one of X for Y. So it
+//! goes on from X to W, each time to a power-off that was told to run later, and there is no end of that:
+//! but there is an end of nodes. (If none went down in time, begin with any of them.)
+//!
+//! Where a source is not known it may be V. Such requests are not held up by a power-off that hangs: else
+//! nothing could be fenced while a hypervisor stands still. So V may be one of those that shoot, and go down
+//! later itself. That is given up, from the moment on when the caller says that the power-off hangs.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -194,6 +211,8 @@ pub enum ArbiterDecision {
 pub enum LateEffect {
     /// A power-off of the target, and nothing else. Of a start that an earlier daemon ordered: that start.
     PowerOff,
+    /// A power-off of the target, and nobody can tell when: it hangs, longer than any that is carried out.
+    HangingOff,
     /// Each part of the work: the target may be started, too.
     Any,
 }
@@ -280,10 +299,7 @@ impl Arbiter {
         };
         let request = &self.entries[place].request;
         let holds_up = |(other, it): &(usize, &ArbiterEntry)| {
-            *other != place
-                && (*other < place || it.in_flight())
-                && it.request.may_shoot_or_be_shot_by(request)
-                && !self.is_seen_off(it)
+            *other != place && self.comes_first(*other, it, place) && self.endangers(it, request)
         };
         let others = self.entries.iter().enumerate().filter(holds_up);
         others.map(|(_, it)| it.request.id).collect()
@@ -353,7 +369,7 @@ impl Arbiter {
     }
 
     /// Records that the client of `id` has its answer, but that a part of the work may still take effect. The
-    /// caller reports [`Arbiter::finished`] when it can't any more; before that perhaps a smaller effect.
+    /// caller reports [`Arbiter::finished`] when it can't any more; before that perhaps another effect.
     ///
     /// The requests that joined it get the same result if that is a success; else they take their own turn.
     /// None joins it from now on.
@@ -432,6 +448,7 @@ impl Arbiter {
     /// Drops late requests and starts those that nothing holds up any more.
     fn go_on(&mut self, now: Instant, decisions: &mut Vec<ArbiterDecision>) {
         self.drop_all(|it| now >= it.deadline, Rejection::DeadlinePassed, decisions);
+        self.leave_stuck();
         for place in 0..self.entries.len() {
             if self.entries[place].state == EntryState::Waiting && self.start(place) {
                 decisions.push(ArbiterDecision::Run(self.entries[place].request.id));
@@ -443,7 +460,7 @@ impl Arbiter {
     fn start(&mut self, place: usize) -> bool {
         let held_up = self.entries.iter().enumerate().any(|(other, it)| {
             other != place
-                && (other < place || it.in_flight())
+                && self.comes_first(other, it, place)
                 && self.holds_up(it, &self.entries[place].request)
         });
         if !held_up {
@@ -452,12 +469,48 @@ impl Arbiter {
         !held_up
     }
 
+    /// Returns whether an entry has its turn before another one with which it conflicts.
+    fn comes_first(&self, place: usize, entry: &ArbiterEntry, other: usize) -> bool {
+        entry.in_flight() || place < other && !self.is_stuck(&entry.request)
+    }
+
+    /// Returns whether a request waits for a power-off that hangs, since it comes from the target.
+    fn is_stuck(&self, request: &ArbiterRequest) -> bool {
+        let RequestSource::Known(source) = &request.source else { return false };
+        request.work.takes_down()
+            && request.work.target() != Some(source)
+            && self.entries.iter().any(|it| {
+                matches!(it.state, EntryState::Held { effect: LateEffect::HangingOff, .. })
+                    && it.request.is_known_victim(request)
+                    && !self.is_seen_off(it)
+            })
+    }
+
+    /// Takes requests out of those which they joined, and which wait for a power-off that hangs.
+    fn leave_stuck(&mut self) {
+        let is_stuck = |it: &&ArbiterEntry| !it.in_flight() && self.is_stuck(&it.request);
+        let stuck: HashSet<u64> = self.entries.iter().filter(is_stuck).map(|it| it.request.id).collect();
+        for id in &stuck {
+            self.release_joined(*id, |it| !stuck.contains(&it.id));
+        }
+    }
+
     fn holds_up(&self, first: &ArbiterEntry, second: &ArbiterRequest) -> bool {
         if first.request.same_target(second) {
-            let only_goes_off = matches!(first.state, EntryState::Held { effect: LateEffect::PowerOff, .. });
+            let only_goes_off =
+                matches!(first.state, EntryState::Held { effect, .. } if effect != LateEffect::Any);
             return !(only_goes_off && first.request.work.takes_down() == second.work.takes_down());
         }
-        first.request.may_shoot_or_be_shot_by(second) && !self.is_seen_off(first)
+        self.endangers(first, second)
+    }
+
+    /// Returns whether one of the two may fence the source of the other, and the first has not done that yet.
+    fn endangers(&self, first: &ArbiterEntry, second: &ArbiterRequest) -> bool {
+        let is_danger = match first.state {
+            EntryState::Held { effect: LateEffect::HangingOff, .. } => first.request.is_known_victim(second),
+            _ => first.request.may_shoot_or_be_shot_by(second),
+        };
+        is_danger && !self.is_seen_off(first)
     }
 
     fn is_seen_off(&self, entry: &ArbiterEntry) -> bool {
@@ -476,7 +529,7 @@ impl Arbiter {
     fn may_join(&self, leader: u64, arrived: Instant) -> bool {
         let leader = self.entries.iter().find(|it| it.request.id == leader);
         leader.is_some_and(|it| match it.state {
-            EntryState::Waiting => true,
+            EntryState::Waiting => !self.is_stuck(&it.request),
             EntryState::Running(open) | EntryState::SeenOff(open) => match open {
                 OpenTo::All => true,
                 OpenTo::ArrivedBy(since) => arrived <= since,
@@ -597,6 +650,12 @@ impl ArbiterRequest {
     fn may_shoot_or_be_shot_by(&self, other: &Self) -> bool {
         let both = self.work.takes_down() && other.work.takes_down();
         both && (self.may_shoot_source_of(other) || other.may_shoot_source_of(self))
+    }
+
+    /// Returns whether this one is to take down where the other, which powers off, is known to come from.
+    fn is_known_victim(&self, other: &Self) -> bool {
+        let both = self.work.takes_down() && other.work.takes_down();
+        both && self.work.target().is_some_and(|it| other.is_from(it))
     }
 
     fn may_shoot_source_of(&self, other: &Self) -> bool {

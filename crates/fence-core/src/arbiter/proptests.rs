@@ -58,6 +58,8 @@ enum Stage {
     Ending,
     /// Answered; the power-off may still come.
     Late,
+    /// The same, and it hangs: it may come at any later moment.
+    Hanging,
     /// Answered with a failure while a call hangs: that may still do all of it.
     Hung,
 }
@@ -82,6 +84,8 @@ struct Live {
     again: bool,
     /// Nodes that could have shown its key when it came.
     island: Island,
+    /// Marks one that waited for a power-off that hung, and was overtaken meanwhile.
+    was_stuck: bool,
     /// The daemon that took it has ended: neither its key nor the name of its target is known any more.
     left: bool,
 }
@@ -115,6 +119,8 @@ struct World {
     faults: bool,
     /// Orders may take effect late, and the daemon may end.
     late: bool,
+    /// A power-off hung, and there are requests whose source is not known: these may be of its target.
+    gave_up: bool,
 }
 
 /// One thing that could happen next.
@@ -131,6 +137,8 @@ enum Event {
     Linger(u64),
     /// The action is given up while a call of it hangs.
     Hang(u64),
+    /// The power-off that may come late hangs for longer than any that is carried out.
+    HangOn(u64),
     Withdraw(u64),
     /// Another host sees this node off, which went down by itself.
     Elsewhere(Node),
@@ -165,6 +173,7 @@ impl World {
             next_id: 1,
             faults,
             late: faults,
+            gave_up: false,
         }
     }
 
@@ -190,6 +199,30 @@ impl World {
         }
     }
 
+    /// Lets things happen as drawn. The requests whose bit is set hang as soon as they act, and come when
+    /// nothing else happens any more.
+    fn hang(&mut self, which: u32, draws: &[u16]) {
+        let mut draws = draws.iter().copied();
+        loop {
+            let acting =
+                |it: &&Live| it.place == Place::Running(Stage::Acting) && which >> (it.id % 32) & 1 == 1;
+            if let Some(id) = self.live.iter().find(acting).map(|it| it.id) {
+                self.happen(Event::Linger(id));
+                self.happen(Event::HangOn(id));
+                continue;
+            }
+            let hangs = |it: &&Live| it.place == Place::Running(Stage::Hanging);
+            let hung: BTreeSet<u64> = self.live.iter().filter(hangs).map(|it| it.id).collect();
+            let is_hung = |event: &Event| matches!(event, Event::Step(id) if hung.contains(id));
+            let events = self.events();
+            let (last, first): (Vec<Event>, Vec<Event>) = events.into_iter().partition(is_hung);
+            let open = if first.is_empty() { last } else { first };
+            let draw = usize::from(draws.next().unwrap_or_default());
+            let Some(event) = open.get(draw % open.len().max(1)).copied() else { return };
+            self.happen(event);
+        }
+    }
+
     fn events(&self) -> Vec<Event> {
         let mut events = Vec::new();
         events.extend((0..self.arrived.len()).map(Event::Submit));
@@ -212,7 +245,10 @@ impl World {
                 if self.late && stage == Stage::Hung && it.plan.kind != Kind::On {
                     events.push(Event::Linger(it.id));
                 }
-                if self.faults && matches!(stage, Stage::Late | Stage::Hung) {
+                if self.late && stage == Stage::Late {
+                    events.push(Event::HangOn(it.id));
+                }
+                if self.faults && matches!(stage, Stage::Late | Stage::Hanging | Stage::Hung) {
                     events.push(Event::Fail(it.id));
                 }
             } else if self.faults {
@@ -260,6 +296,7 @@ impl World {
             Event::Fail(id) => self.finish(id),
             Event::Linger(id) => self.answer_late(id, Stage::Late),
             Event::Hang(id) => self.answer_late(id, Stage::Hung),
+            Event::HangOn(id) => self.answer_late(id, Stage::Hanging),
             Event::Withdraw(id) => {
                 let decisions = self.arbiter.withdraw(self.time(), id, Rejection::Superseded);
                 assert_eq!(decisions.first(), Some(&ArbiterDecision::Drop(id, Rejection::Superseded)));
@@ -277,6 +314,9 @@ impl World {
         // Time passes with arrivals too, and a deadline's timer may fire late; here it is on time.
         let decisions = self.arbiter.tick(self.time());
         self.obey(&decisions, None);
+        let is_stuck = |it: &Live| !matches!(it.place, Place::Running(_)) && self.is_stuck(it);
+        let stuck: Vec<bool> = self.live.iter().map(is_stuck).collect();
+        self.live.iter_mut().zip(stuck).for_each(|(it, is_stuck)| it.was_stuck |= is_stuck);
         self.check();
     }
 
@@ -285,7 +325,8 @@ impl World {
         let deadline = arrived + plan.patience;
         let sight = self.sight[plan.from];
         let place = Place::Waiting;
-        let live = Live { id, plan, life, place, deadline, again: false, island, left: false };
+        let live =
+            Live { id, plan, life, place, deadline, again: false, was_stuck: false, island, left: false };
         let request = self.request(&live, arrived);
         let verdict = self.arbiter.submit(self.time(), request);
         let fenced = sight.known && self.fenced[plan.from].is_some_and(|when| arrived <= when);
@@ -299,7 +340,7 @@ impl World {
             Place::Joined(leader) => leader,
             Place::Waiting | Place::Running(_) => it.id,
         });
-        let leader = leader.filter(|it| self.tells(*it, arrived));
+        let leader = leader.filter(|it| self.tells(*it, arrived) && !self.is_stuck_waiting(*it));
         let place = match verdict {
             Ok(SubmitResult::Run) => Place::Running(Stage::Proving),
             Ok(SubmitResult::Wait) => Place::Waiting,
@@ -355,7 +396,7 @@ impl World {
             }
             Stage::Ending if it.again => return self.succeed_late(id),
             Stage::Ending => return self.finish(id),
-            Stage::Late => {
+            Stage::Late | Stage::Hanging => {
                 self.take_down(&it);
                 return self.finish(id);
             }
@@ -398,6 +439,35 @@ impl World {
             it.place = first.map_or(Place::Waiting, Place::Joined);
             first.get_or_insert(it.id);
         }
+        self.leave_stuck();
+    }
+
+    /// Takes those out of what waits for a power-off that hangs which do not wait for that themselves.
+    fn leave_stuck(&mut self) {
+        let is_stuck = |it: &&Live| it.place == Place::Waiting && self.is_stuck(it);
+        let stuck: Vec<u64> = self.live.iter().filter(is_stuck).map(|it| it.id).collect();
+        for id in stuck {
+            let joined = self.live.iter().filter(|it| it.place == Place::Joined(id) && !self.is_stuck(it));
+            let joined: Vec<u64> = joined.map(|it| it.id).collect();
+            if !joined.is_empty() {
+                self.take_over(&joined);
+            }
+        }
+    }
+
+    /// Returns whether a request is known to come from the target of a power-off that hangs.
+    fn is_stuck(&self, it: &Live) -> bool {
+        let hangs = |first: &&Live| {
+            first.place == Place::Running(Stage::Hanging)
+                && first.plan.target == it.plan.from
+                && first.plan.kind != Kind::On
+        };
+        let shoots = it.plan.kind != Kind::On && it.plan.target != it.plan.from;
+        shoots && self.sight[it.plan.from].known && self.live.iter().any(|it| hangs(&it))
+    }
+
+    fn is_stuck_waiting(&self, id: u64) -> bool {
+        self.live.iter().any(|it| it.id == id && it.place == Place::Waiting && self.is_stuck(it))
     }
 
     /// Keeps the orders that are on disk, and that nobody has seen to take effect. Clients of all else lose
@@ -412,9 +482,8 @@ impl World {
                 Place::Running(stage) => stage,
                 Place::Waiting | Place::Joined(_) => return false,
             };
-            let is_open =
-                matches!(stage, Stage::Acting | Stage::Down | Stage::Looking(_) | Stage::Late | Stage::Hung);
-            (is_open || it.again) && it.plan.kind != Kind::On
+            let is_over = matches!(stage, Stage::Proving | Stage::SeenOff | Stage::Ending);
+            (!is_over || it.again) && it.plan.kind != Kind::On
         };
         let (left, over): (Vec<Live>, Vec<Live>) =
             std::mem::take(&mut self.live).into_iter().partition(is_ordered);
@@ -479,7 +548,10 @@ impl World {
         if !self.nodes.power_off(target, killer.plan.from) {
             return;
         }
-        // Nobody loses its source between its proof and its own target's being seen off, but by its own hand.
+        let is_sure = |it: &Live| self.sight[it.plan.from].known;
+        let hung = killer.place == Place::Running(Stage::Hanging);
+        // Nobody loses its source between its proof and its own target's being seen off, but by its own hand,
+        // or by an order that hung, where the source is not known.
         for it in &self.live {
             let exposed = matches!(it.place, Place::Running(Stage::Acting | Stage::Down | Stage::Looking(_)))
                 && it.plan.kind != Kind::On;
@@ -487,16 +559,20 @@ impl World {
                 !exposed
                     || it.plan.from != target
                     || it.plan.from == killer.plan.from
-                    || it.plan.target == target,
+                    || it.plan.target == target
+                    || hung && !is_sure(it),
                 "{killer:?} takes the source of {it:?} down"
             );
         }
-        self.nodes.assert_a_survivor();
+        if !self.gave_up {
+            self.nodes.assert_a_survivor();
+        }
     }
 
     fn finish(&mut self, id: u64) {
         assert!(self.ended.insert(id));
         self.live.retain(|it| it.id != id);
+        self.leave_stuck();
         let decisions = self.arbiter.finished(self.time(), id);
         self.obey(&decisions, Some(id));
     }
@@ -505,11 +581,17 @@ impl World {
     /// on alone, and none joins it any more.
     fn answer_late(&mut self, id: u64, stage: Stage) {
         self.find(id).place = Place::Running(stage);
+        self.gave_up |= stage == Stage::Hanging && !self.sight.iter().all(|it| it.known);
         self.seen.insert(id, None);
         let joined = self.live.iter().filter(|it| it.place == Place::Joined(id)).map(|it| it.id);
         let joined: Vec<u64> = joined.collect();
         self.take_over(&joined);
-        let effect = if stage == Stage::Late { LateEffect::PowerOff } else { LateEffect::Any };
+        self.leave_stuck();
+        let effect = match stage {
+            Stage::Late => LateEffect::PowerOff,
+            Stage::Hanging => LateEffect::HangingOff,
+            _ => LateEffect::Any,
+        };
         let decisions = self.arbiter.answered(self.time(), id, false, effect);
         self.obey(&decisions, None);
     }
@@ -573,10 +655,17 @@ impl World {
     /// Exactly those requests wait that must wait.
     fn check(&self) {
         for (place, it) in self.live.iter().enumerate() {
-            let held_up = self.live.iter().enumerate().any(|(other, first)| {
-                let running = matches!(first.place, Place::Running(_));
-                other != place && (other < place || running) && self.must_wait(first, it)
-            });
+            let is_held_up = |is_overtaken: &dyn Fn(&Live) -> bool| {
+                self.live.iter().enumerate().any(|(other, first)| {
+                    let running = matches!(first.place, Place::Running(_));
+                    let is_before = running || other < place && !is_overtaken(first);
+                    other != place && is_before && self.must_wait(first, it)
+                })
+            };
+            let held_up = match it.place {
+                Place::Running(_) => is_held_up(&|first| first.was_stuck),
+                Place::Waiting | Place::Joined(_) => is_held_up(&|first| self.is_stuck(first)),
+            };
             match it.place {
                 Place::Waiting => assert!(held_up, "{it:?} waits for nothing: {:?}", self.live),
                 Place::Running(Stage::Proving | Stage::Acting | Stage::Down | Stage::Looking(_)) => {
@@ -596,11 +685,15 @@ impl World {
             leader = self.live.iter().find(|it| it.id == id).expect("a leader");
         }
         if first.plan.target == second.plan.target {
-            return first.place != Place::Running(Stage::Late) || second.plan.kind == Kind::On;
+            let only_off = matches!(first.place, Place::Running(Stage::Late | Stage::Hanging));
+            return !only_off || second.plan.kind == Kind::On;
         }
         let past = matches!(leader.place, Place::Running(Stage::SeenOff | Stage::Ending)) && !leader.again;
         if past || first.plan.kind == Kind::On || second.plan.kind == Kind::On {
             return false;
+        }
+        if first.place == Place::Running(Stage::Hanging) {
+            return self.sight[second.plan.from].known && second.plan.from == first.plan.target;
         }
         let may_be = |target: Node, one: &Live, other: &Live| {
             let (mine, its) = (self.sight[one.plan.from], self.sight[other.plan.from]);
@@ -727,6 +820,28 @@ proptest! {
         let mut world = World::new(sight, plans, false);
         world.late = true;
         world.run(&draws);
+    }
+
+    /// All nodes shoot at all others, each is known, and power-offs hang, for ever or for a time. All else is
+    /// over before the last of them comes.
+    #[test]
+    fn of_known_nodes_one_stays_up_though_orders_hang(
+        count in 2_usize..=5,
+        order in any::<prop::sample::Index>(),
+        hangs in any::<u32>(),
+        draws in vec(any::<u16>(), 0..200),
+    ) {
+        let known = Sight { known: true, islands: [None; 2], peer: false, serial: false };
+        let mut plans: Vec<Plan> = (0..count)
+            .flat_map(|from| (0..count).filter(move |it| *it != from).map(move |target| (from, target)))
+            .map(|(from, target)| Plan { from, kind: Kind::Off, target, patience: 1000 })
+            .collect();
+        let first = order.index(plans.len());
+        plans.rotate_left(first);
+        let mut world = World::new(vec![known; count], plans, false);
+        world.hang(hangs, &draws);
+        prop_assert!(world.nodes.up.iter().any(Option::is_some));
+        prop_assert!(world.live.is_empty(), "{:?}", world.live);
     }
 
     /// Of two islands that do not meet one gets no further, and the other does not notice.

@@ -13,7 +13,8 @@
 //! only from messages delivered since the last change, so replicas that saw the same messages are the same. A
 //! request runs when the replica of *its own* host grants it; the other replicas decide the same, and no host
 //! asks for it. No time is used here: a claim whose deadline passed, or whose client left, is withdrawn by
-//! its host.
+//! its host. Where that host stands still the others say so, when an order of it can take effect no more
+//! ([`super::claim_ends`]).
 //!
 //! # Life of a claim
 //! [`ClusterArbiter::claim`] sends `claim` to all members and waits. When that message is delivered, the
@@ -45,6 +46,10 @@
 //! of that host has told what is left, until the target was seen off, or for a limited time. It conflicts
 //! as any claim does whose effect may come late: a further off of the same target does not wait for it.
 //!
+//! A power-off that hangs in a hypervisor may come at any later time. When each host that holds its claim
+//! says so (`hangs`), the claim conflicts only with what has the same target, and with what is known to come
+//! from there.
+//!
 //! Where all daemons were started anew nobody may know of such an order. Then a claim that it may concern is
 //! held back by its own host ([`super::unknown_orders`]), and takes its place in the order later.
 //!
@@ -62,6 +67,7 @@ use std::time::{Duration, Instant};
 
 use fence_wire::Response;
 
+use super::claim_ends::ClaimEnds;
 use super::message::{
     ActingClaim, AskEnd, AskOutcome, ClaimMessage, HostMessage, InFlightClaim, Member, StateSync,
 };
@@ -111,6 +117,8 @@ pub struct ClusterArbiter {
     tellers: BTreeSet<Member>,
     /// Orders of which nobody may know.
     unknown: UnknownOrders,
+    /// Ends of the claims of other members.
+    ends: ClaimEnds,
     effects: Vec<ClaimEffect>,
 }
 
@@ -156,6 +164,8 @@ enum ClaimStage {
     Answered,
     /// The work is over, and its effect may come late.
     Lingering,
+    /// The same, and nobody can tell when it comes.
+    Hanging,
 }
 
 impl ClusterArbiter {
@@ -178,6 +188,7 @@ impl ClusterArbiter {
             tells_earlier: false,
             tellers: BTreeSet::new(),
             unknown: UnknownOrders::default(),
+            ends: ClaimEnds::default(),
             effects: Vec::new(),
         }
     }
@@ -228,6 +239,7 @@ impl ClusterArbiter {
         self.adopt_orphans(members);
         self.tellers.retain(|it| members.contains(it));
         self.unknown.members(members);
+        self.ends.forget();
         self.asked.retain(|(asker, _), _| members.contains(asker));
         let epoch = Epoch::of(members, self.start);
         let last = std::mem::replace(&mut self.epoch, epoch);
@@ -286,6 +298,13 @@ impl ClusterArbiter {
             _ => {
                 let grants = self.epoch.deliver(from, message);
                 self.deliver_grants(grants);
+                if matches!(message, HostMessage::Overdue { member, .. } if *member == me) {
+                    // A grant that was not used in time is none: the others go on.
+                    let replica = &self.epoch.replica;
+                    let kept: Vec<_> =
+                        self.own.keys().filter(|it| replica.has((me, **it))).copied().collect();
+                    self.reset_unproved_grants(|id| kept.contains(&id));
+                }
                 if let HostMessage::SeenOff { victim, .. } | HostMessage::Progress { victim, .. } = message {
                     if from != me {
                         self.effects.push(ClaimEffect::Victim(victim.clone()));
@@ -298,7 +317,8 @@ impl ClusterArbiter {
     }
 
     /// Makes a claim for a request of this host. `source_at` are the nodes that have the domain from which
-    /// the request comes; none if that is not known. Returns the claim's number.
+    /// the request comes; none if that is not known. `term` is the time after which no order is given for the
+    /// request any more; none if an order may take effect at any time. Returns the claim's number.
     ///
     /// # Errors
     /// There are too many claims.
@@ -306,12 +326,14 @@ impl ClusterArbiter {
         &mut self,
         request: &ArbiterRequest,
         source_at: Option<Vec<u32>>,
+        term: Option<Duration>,
     ) -> Result<(u64, Vec<ClaimEffect>), Rejection> {
         if self.own.len() >= CLAIM_LIMIT {
             return Err(Rejection::ClaimsFull);
         }
         let id = self.next;
         let claim = ClaimMessage::of(id, &request.work, &request.source, request.peer.as_ref());
+        let claim = claim.with_term(term);
         self.next += 1;
         let stage = if claim.takes_down() { ClaimStage::Held } else { ClaimStage::Asked };
         let own = OwnClaim { claim: claim.clone(), stage, source_at, is_run_told: false, again: false };
@@ -349,10 +371,15 @@ impl ClusterArbiter {
         unknown_limit: Duration,
         terms: impl Fn(&str, Option<Member>) -> OrphanTerms,
     ) -> Vec<ClaimEffect> {
-        let ended = self.orphans.expire(now, terms);
+        let ended = self.orphans.expire(now, &terms);
         self.give_up(ended);
-        if self.me.is_some() {
+        if let Some(me) = self.me {
             self.unknown.expire(now, unknown_limit);
+            if self.epoch.has_begun {
+                let holds: Vec<_> = self.epoch.replica.holds().collect();
+                let due = self.ends.due(now, me, &holds, |target| terms(target, None).limit);
+                self.effects.extend(due.into_iter().map(ClaimEffect::Send));
+            }
         }
         self.take_effects()
     }
@@ -419,13 +446,22 @@ impl ClusterArbiter {
         response: Response,
         reason: Option<&str>,
     ) -> Vec<ClaimEffect> {
+        let me = self.me();
         if let Some(own) = self.own.get_mut(&id) {
             let outcome = AskOutcome::new(response, reason);
+            let was = own.stage;
             let (stage, message) = match effect {
                 LateEffect::Any => (ClaimStage::Answered, HostMessage::Answered { id, outcome }),
                 LateEffect::PowerOff => (ClaimStage::Lingering, HostMessage::Lingers { id, outcome }),
+                LateEffect::HangingOff => {
+                    (ClaimStage::Hanging, HostMessage::Hangs { asker: me, claim: id, ask: None })
+                }
             };
             own.stage = stage;
+            if stage == ClaimStage::Hanging && !matches!(was, ClaimStage::Answered | ClaimStage::Lingering) {
+                let outcome = AskOutcome::new(response, reason);
+                self.send(HostMessage::Lingers { id, outcome });
+            }
             self.send(message);
         }
         self.take_effects()
@@ -447,14 +483,14 @@ impl ClusterArbiter {
         self.take_effects()
     }
 
-    /// Notes that this host sends `taken`, `progress` or `reply` to an asker now, even if the group is not
-    /// there.
+    /// Notes that this host sends `taken`, `progress`, `hangs` or `reply` to an asker now, even if the group
+    /// is not there.
     pub fn record_owner_message(&mut self, message: &HostMessage) -> Vec<ClaimEffect> {
         match message {
             HostMessage::Taken { asker, ask, .. } => {
                 if let Some(claim) = self.asked.get(&(*asker, *ask)) {
                     let (claim, no) = (claim.clone(), false);
-                    let held = InFlightClaim { claim, seen_off: no, lingers: no, answered: no };
+                    let held = InFlightClaim { claim, seen_off: no, lingers: no, answered: no, hangs: no };
                     self.acting.insert((*asker, *ask), held);
                 }
             }
@@ -463,6 +499,11 @@ impl ClusterArbiter {
                     held.seen_off = true;
                 }
                 self.source_is_down(victim);
+            }
+            HostMessage::Hangs { asker, ask: Some(ask), .. } => {
+                if let Some(held) = self.acting.get_mut(&(*asker, *ask)) {
+                    held.hangs = true;
+                }
             }
             HostMessage::Reply { asker, ask, .. } => {
                 self.asked.remove(&(*asker, *ask));
@@ -525,8 +566,9 @@ impl ClusterArbiter {
             claim: it.claim.clone(),
             // Others take it for one that is not past, and so it is.
             seen_off: it.stage == ClaimStage::SeenOff && !it.again,
-            lingers: it.stage == ClaimStage::Lingering,
+            lingers: matches!(it.stage, ClaimStage::Lingering | ClaimStage::Hanging),
             answered: it.stage == ClaimStage::Answered,
+            hangs: it.stage == ClaimStage::Hanging,
         };
         let acting = |((asker, ask), held): (&(Member, u64), &InFlightClaim)| ActingClaim {
             asker: *asker,

@@ -68,7 +68,7 @@ impl From<Member> for (u32, u32) {
 
 /// Message of one host to all others. The sender is known from corosync, not from the message.
 ///
-/// `sync` to `finished` keep the common arbiter ([`super::claims`]); `ask` to `reply` carry a request to the
+/// `sync` to `overdue` keep the common arbiter ([`super::claims`]); `ask` to `reply` carry a request to the
 /// host that has the domain. The claims read all of these, because an ask that changes something is part of a
 /// claim in flight. `recent_offs` tells a new daemon what was fenced while its host had none. `inventory`,
 /// `domain`, `domain_gone` and `node_gone` keep the directory ([`super::directory`]). `host_key` tells nodes
@@ -129,12 +129,48 @@ pub enum HostMessage {
         /// Result for requests that were coalesced into it.
         outcome: AskOutcome,
     },
+    /// Announcement of a host that works on a claim: nothing of its work can take effect any more but a
+    /// power-off, and nobody can tell when, because its hypervisor hangs.
+    Hangs {
+        /// The asker.
+        asker: Member,
+        /// Number of the claim.
+        claim: u64,
+        /// Number of the ask, if the sender works on it for the asker.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ask: Option<u64>,
+    },
     /// End of a claim of the sender: no part of the sender's work for it can take effect any more.
     Finished {
         /// Number of the claim.
         id: u64,
         /// Result for requests that were coalesced into it.
         outcome: AskOutcome,
+    },
+
+    /// The sender still holds a claim whose end is near, and lives.
+    Holds {
+        /// The asker of the claim.
+        asker: Member,
+        /// Number of the claim.
+        id: u64,
+        /// Number of the ask that the sender carries out; none if it is the asker.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ask: Option<u64>,
+    },
+    /// A member holds a claim longer than the claim said, and says nothing: it is passed over.
+    Overdue {
+        /// The holder.
+        member: Member,
+        /// The asker of the claim.
+        asker: Member,
+        /// Number of the claim.
+        id: u64,
+        /// Number of the ask that the holder carries out; none if it is the asker.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ask: Option<u64>,
+        /// Number of times that the holder had said that it holds on.
+        renewed: u64,
     },
 
     /// Request for work from the owner of a domain.
@@ -285,6 +321,10 @@ pub struct ClaimMessage {
     /// Identifier of the request's peer among all peers of the same host, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_text::<ID_LIMIT, _>")]
     pub peer: Option<String>,
+    /// Milliseconds after which no order is given for the claim any more, counted from when it is told; none
+    /// from the last release, and where an order may take effect at any time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub term_ms: Option<u64>,
 }
 
 /// Action of a claim or an ask. A status is asked, and never claimed.
@@ -314,6 +354,9 @@ pub struct InFlightClaim {
     /// The client has its answer, and any part of the work may come late.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub answered: bool,
+    /// Nobody can tell when that effect comes: see [`HostMessage::Hangs`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hangs: bool,
 }
 
 /// Claim in flight that the sender carries out for its asker.
@@ -614,20 +657,21 @@ impl HostMessage {
         }
     }
 
-    /// Returns the messages that publish all domains of a host.
-    pub fn inventory(domains: &[PublishedDomain]) -> Vec<Self> {
+    /// Returns the messages that publish all domains of a host, or those that it knows by now: then no part
+    /// completes the list.
+    pub fn inventory(domains: &[PublishedDomain], is_complete: bool) -> Vec<Self> {
         let parts = domains.len().div_ceil(INVENTORY_PART).max(1);
         let part = |it: usize| {
             let rest = &domains[it * INVENTORY_PART..];
             let domains = rest[..rest.len().min(INVENTORY_PART)].to_vec();
-            Self::Inventory { first: it == 0, last: it + 1 == parts, domains }
+            Self::Inventory { first: it == 0, last: is_complete && it + 1 == parts, domains }
         };
         (0..parts).map(part).collect()
     }
 }
 
 /// Kinds of [`HostMessage`].
-const KINDS: [&str; 23] = [
+const KINDS: [&str; 26] = [
     "sync",
     "ready",
     "pass_over",
@@ -637,7 +681,10 @@ const KINDS: [&str; 23] = [
     "again",
     "answered",
     "lingers",
+    "hangs",
     "finished",
+    "holds",
+    "overdue",
     "ask",
     "go",
     "cancel",
@@ -683,7 +730,13 @@ impl ClaimMessage {
             RequestSource::Known(source) => Some(source.clone()),
             RequestSource::OneOf(_) | RequestSource::Unknown => None,
         };
-        Self { id, what, target: target.to_owned(), source, peer: peer.map(|it| it.0.clone()) }
+        Self { id, what, target: target.to_owned(), source, peer: peer.map(|it| it.0.clone()), term_ms: None }
+    }
+
+    /// Returns the claim with the time after which no order is given for it any more.
+    pub(super) fn with_term(self, term: Option<Duration>) -> Self {
+        let ms = |it: Duration| u64::try_from(it.as_millis()).unwrap_or(u64::MAX);
+        Self { term_ms: term.map(ms), ..self }
     }
 
     /// Returns whether the claim powers its target off.

@@ -76,7 +76,7 @@ impl OrphanTable {
     pub(super) fn expire(
         &mut self,
         now: Instant,
-        terms: impl Fn(&str, Option<Member>) -> OrphanTerms,
+        terms: &impl Fn(&str, Option<Member>) -> OrphanTerms,
     ) -> Vec<(Member, u64, u64)> {
         for order in self.0.values_mut().filter(|it| it.terms.is_none()) {
             let OrphanTerms { limit, ends_with_off } = terms(&order.claim.target, order.by);
@@ -101,7 +101,13 @@ impl OrphanTable {
         self.0.iter().map(|((asker, ask), it)| ActingClaim {
             asker: *asker,
             ask: *ask,
-            held: InFlightClaim { claim: it.claim.clone(), seen_off: false, lingers: true, answered: false },
+            held: InFlightClaim {
+                claim: it.claim.clone(),
+                seen_off: false,
+                lingers: true,
+                answered: false,
+                hangs: false,
+            },
         })
     }
 

@@ -367,9 +367,15 @@ mod tests {
     fn the_reboot_itself_is_no_later_request() {
         let (start, ask) = (Instant::now(), 5);
         let now = start + MINUTE;
-        let claim =
-            ClaimMessage { id: 7, what: AskAction::Reboot, target: "u".to_owned(), source: None, peer: None };
-        let held = InFlightClaim { claim, seen_off: false, lingers: false, answered: false };
+        let claim = ClaimMessage {
+            id: 7,
+            what: AskAction::Reboot,
+            target: "u".to_owned(),
+            source: None,
+            peer: None,
+            term_ms: None,
+        };
+        let held = InFlightClaim { claim, seen_off: false, lingers: false, answered: false, hangs: false };
         let acting = vec![ActingClaim { asker: B, ask, held }];
         let taken = HostMessage::Taken { asker: B, ask, claim: 7 };
         for owned in [taken, HostMessage::Sync(StateSync { acting, ..StateSync::default() })] {

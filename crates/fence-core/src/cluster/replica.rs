@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use fence_wire::Response;
 
+use super::claim_ends::ClaimHold;
 use super::message::{
     ActingClaim, AskAction, AskEnd, AskOutcome, ClaimMessage, HostMessage, InFlightClaim, Member, StateSync,
 };
@@ -113,7 +114,7 @@ impl Epoch {
         let later = std::mem::take(&mut state.later);
         let mut grants = Vec::new();
         self.replica.release_all_but(from, &sync, &mut grants);
-        let seen_off = self.replica.install_all(&[(from, &sync.in_flight, &sync.acting)]);
+        let seen_off = self.replica.install_all(&[(from, &sync.in_flight, &sync.acting)], &mut grants);
         self.replica.submit_all(from, &sync.waiting, &mut grants);
         self.replica.all_seen_off(&seen_off, &mut grants);
         for (_, message) in later {
@@ -140,9 +141,10 @@ impl Epoch {
         state.passed_over = true;
         state.sync = None;
         state.later.clear();
-        let seen_off = self.replica.install_all(&[(member, in_flight, acting)]);
         // No grant follows: no claim waits in the replica yet.
-        self.replica.all_seen_off(&seen_off, &mut Vec::new());
+        let mut none = Vec::new();
+        let seen_off = self.replica.install_all(&[(member, in_flight, acting)], &mut none);
+        self.replica.all_seen_off(&seen_off, &mut none);
         true
     }
 
@@ -170,7 +172,7 @@ impl Epoch {
         }
         let held: Vec<HeldClaims<'_>> =
             syncs.iter().map(|(_, member, sync)| (*member, &sync.in_flight[..], &sync.acting[..])).collect();
-        let seen_off = self.replica.install_all(&held);
+        let seen_off = self.replica.install_all(&held, &mut grants);
         for (at, member, sync) in &syncs {
             // What was seen off before a claim was told is no result for it.
             for (_, from, message) in later.iter().filter(|(told, ..)| told < at) {
@@ -212,7 +214,10 @@ fn is_for_replica(message: &HostMessage) -> bool {
             | HostMessage::Again { .. }
             | HostMessage::Answered { .. }
             | HostMessage::Lingers { .. }
+            | HostMessage::Hangs { .. }
             | HostMessage::Finished { .. }
+            | HostMessage::Holds { .. }
+            | HostMessage::Overdue { .. }
             | HostMessage::Taken { .. }
             | HostMessage::Progress { .. }
             | HostMessage::Reply { .. }
@@ -250,6 +255,10 @@ pub(super) struct ClaimEntry {
     holders: BTreeSet<ClaimHolder>,
     /// Holders that keep the claim for a daemon which is gone ([`super::orphans`]).
     keepers: BTreeSet<ClaimHolder>,
+    /// Number of times that each holder has said that it holds on ([`super::claim_ends`]).
+    renewed: BTreeMap<ClaimHolder, u64>,
+    /// Holders of whose work nothing is left but a power-off that hangs.
+    hanging: BTreeSet<ClaimHolder>,
     /// Outcome that the asker reported, or the owner in its place.
     outcome: Option<AskOutcome>,
 }
@@ -272,6 +281,13 @@ enum ClaimHolder {
     Owner(Member, u64),
 }
 
+impl ClaimHolder {
+    /// Returns the holder that this member is, by the ask that it carries out if it is an owner.
+    fn of(member: Member, ask: Option<u64>) -> Self {
+        ask.map_or(Self::Asker, |ask| Self::Owner(member, ask))
+    }
+}
+
 impl ReplicatedArbiter {
     pub(super) fn new(start: Instant) -> Self {
         Self {
@@ -288,6 +304,11 @@ impl ReplicatedArbiter {
     fn now(&mut self) -> Instant {
         self.events += 1;
         self.start + Duration::from_nanos(self.events)
+    }
+
+    /// Returns whether the replica has this claim.
+    pub(super) fn has(&self, key: ClaimKey) -> bool {
+        self.numbers.contains_key(&key)
     }
 
     /// Returns true if the claims in flight on the domain are starts by this member.
@@ -319,6 +340,28 @@ impl ReplicatedArbiter {
             HostMessage::Lingers { id, outcome } => {
                 self.answered((from, *id), LateEffect::PowerOff, outcome, grants);
             }
+            HostMessage::Holds { asker, id, ask } => {
+                let holder = ClaimHolder::of(from, *ask);
+                if let Some(entry) = self.held_entry((*asker, *id), from, holder) {
+                    *entry.renewed.entry(holder).or_default() += 1;
+                }
+            }
+            HostMessage::Overdue { member, asker, id, ask, renewed } => {
+                let holder = ClaimHolder::of(*member, *ask);
+                let is_over = |it: &mut ClaimEntry| it.renewed.get(&holder).copied().unwrap_or(0) == *renewed;
+                if self.held_entry((*asker, *id), *member, holder).is_some_and(is_over) {
+                    self.release((*asker, *id), holder, None, grants);
+                }
+            }
+            HostMessage::Hangs { asker, claim, ask } => {
+                let (key, holder) = ((*asker, *claim), ClaimHolder::of(from, *ask));
+                if let Some(entry) = self.held_entry(key, from, holder) {
+                    entry.hanging.insert(holder);
+                    if let Some(number) = self.numbers.get(&key).copied() {
+                        self.hang_if_all(number, grants);
+                    }
+                }
+            }
             HostMessage::Taken { asker, ask, claim } => {
                 let number = self.numbers.get(&(*asker, *claim));
                 if let Some(entry) = number.and_then(|it| self.entries.get_mut(it)).filter(|it| it.in_flight)
@@ -340,14 +383,43 @@ impl ReplicatedArbiter {
         }
     }
 
+    /// Returns a claim that this member holds in this way.
+    fn held_entry(&mut self, key: ClaimKey, by: Member, holder: ClaimHolder) -> Option<&mut ClaimEntry> {
+        let entry = self.entries.get_mut(self.numbers.get(&key)?)?;
+        let is_its = holder != ClaimHolder::Asker || key.0 == by;
+        (is_its && entry.holders.contains(&holder)).then_some(entry)
+    }
+
+    /// Returns all holds of claims.
+    pub(super) fn holds(&self) -> impl Iterator<Item = ClaimHold> {
+        self.entries.values().flat_map(|entry| {
+            entry.holders.iter().map(|holder| {
+                let (by, ask) = match *holder {
+                    ClaimHolder::Asker => (entry.key.0, None),
+                    ClaimHolder::Owner(owner, ask) => (owner, Some(ask)),
+                };
+                let renewed = entry.renewed.get(holder).copied().unwrap_or(0);
+                let (key, claim, in_flight) = (entry.key, entry.claim.clone(), entry.in_flight);
+                ClaimHold { key, by, ask, claim, in_flight, renewed }
+            })
+        })
+    }
+
     /// Takes in the claims in flight of members, in this order. Returns those whose target was seen off.
-    fn install_all(&mut self, of: &[HeldClaims<'_>]) -> Vec<(ClaimKey, String)> {
+    fn install_all(
+        &mut self,
+        of: &[HeldClaims<'_>],
+        grants: &mut Vec<(ClaimKey, Grant<()>)>,
+    ) -> Vec<(ClaimKey, String)> {
         let mut seen_off = Vec::new();
         // An order that may only come late is held under the claim of its asker, if that still works on it.
         for is_late in [false, true] {
             for claims in of {
                 seen_off.extend(self.install(*claims, is_late));
             }
+        }
+        for number in self.entries.keys().copied().collect::<Vec<_>>() {
+            self.hang_if_all(number, grants);
         }
         seen_off
     }
@@ -384,6 +456,9 @@ impl ReplicatedArbiter {
                 entry.holders.insert(holder);
                 if is_kept {
                     entry.keepers.insert(holder);
+                }
+                if held.hangs {
+                    entry.hanging.insert(holder);
                 }
                 if is_new || !is_kept {
                     entry.lingers = held.lingers;
@@ -469,7 +544,7 @@ impl ReplicatedArbiter {
         let Some(entry) = self.entries.get_mut(&number).filter(|it| it.in_flight) else { return };
         match effect {
             LateEffect::Any => entry.answered = true,
-            LateEffect::PowerOff => entry.lingers = true,
+            LateEffect::PowerOff | LateEffect::HangingOff => entry.lingers = true,
         }
         let decisions = self.arbiter.answered(now, number, outcome.response == Response::Success, effect);
         let AskOutcome { response, reason, .. } = outcome.clone();
@@ -497,8 +572,11 @@ impl ReplicatedArbiter {
             entry.outcome = outcome.cloned();
         }
         entry.keepers.remove(&holder);
+        entry.renewed.remove(&holder);
+        entry.hanging.remove(&holder);
         if !entry.holders.is_empty() {
-            return self.linger_if_kept(number, grants);
+            self.linger_if_kept(number, grants);
+            return self.hang_if_all(number, grants);
         }
         let ended = entry.outcome.take().filter(|_| entry.in_flight);
         self.entries.remove(&number);
@@ -525,6 +603,17 @@ impl ReplicatedArbiter {
         entry.lingers = true;
         let now = self.now();
         let decisions = self.arbiter.answered(now, number, false, LateEffect::PowerOff);
+        self.carry_out(decisions, None, grants);
+    }
+
+    /// Notes that a claim hangs if it does at each host that holds it.
+    fn hang_if_all(&mut self, number: u64, grants: &mut Vec<(ClaimKey, Grant<()>)>) {
+        let Some(entry) = self.entries.get(&number) else { return };
+        if !entry.in_flight || !entry.holders.is_subset(&entry.hanging) {
+            return;
+        }
+        let now = self.now();
+        let decisions = self.arbiter.answered(now, number, false, LateEffect::HangingOff);
         self.carry_out(decisions, None, grants);
     }
 
@@ -586,12 +675,15 @@ impl ReplicatedArbiter {
                 seen_off: entry.seen_off && !entry.again && !entry.lingers,
                 lingers: entry.lingers,
                 answered: entry.answered,
+                hangs: false,
             };
             for holder in &entry.holders {
                 match holder {
-                    ClaimHolder::Asker if entry.key.0 == member => in_flight.push(held()),
+                    ClaimHolder::Asker if entry.key.0 == member => {
+                        in_flight.push(InFlightClaim { hangs: entry.hanging.contains(holder), ..held() });
+                    }
                     ClaimHolder::Owner(owner, ask) if *owner == member => {
-                        let mut held = held();
+                        let mut held = InFlightClaim { hangs: entry.hanging.contains(holder), ..held() };
                         if entry.keepers.contains(holder) {
                             (held.lingers, held.seen_off) = (true, false);
                         }
@@ -657,7 +749,7 @@ impl ReplicatedArbiter {
         let holders = if in_flight { BTreeSet::new() } else { BTreeSet::from([ClaimHolder::Asker]) };
         let (claim, outcome) = (claim.clone(), None);
         let (seen_off, answered, lingers, again) = (false, false, false, false);
-        let keepers = BTreeSet::new();
+        let (keepers, renewed, hanging) = (BTreeSet::new(), BTreeMap::new(), BTreeSet::new());
         let entry = ClaimEntry {
             key,
             claim,
@@ -668,6 +760,8 @@ impl ReplicatedArbiter {
             again,
             holders,
             keepers,
+            renewed,
+            hanging,
             outcome,
         };
         self.entries.insert(number, entry);

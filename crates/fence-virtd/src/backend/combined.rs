@@ -152,6 +152,10 @@ impl Backend for CombinedBackend {
         self.hypervisors.backend.may_own(target) || self.agent.backend.may_own(target)
     }
 
+    async fn ready(&self, located: &LocatedDomain, lease: &Lease) -> Result<(), ActionError> {
+        self.at(located.domain()).ready(located, lease).await
+    }
+
     async fn status(&self, domain: &DomainRef, lease: &Lease) -> Result<SeenPower, ActionError> {
         self.at(domain).status(domain, lease).await
     }

@@ -11,11 +11,14 @@ use std::time::Instant;
 
 use fence_core::domain::{DomainId, DomainRef, TargetKind};
 use fence_core::evidence::{DomainSite, Finding};
+use fence_core::host_down::Moment;
 use fence_core::hosts::HostRun;
 use fence_core::owed_start::{PlaceMemory, PlaceWord};
 use fence_wire::HostId;
 
 use super::BoxedFuture;
+use crate::request::lease::Lease;
+use crate::util::boot_clock::since_boot;
 
 /// Question whether a place has a domain.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -25,6 +28,8 @@ pub(crate) struct DomainQuestion {
     pub(crate) name: String,
     /// Moment when it was first asked. Nothing that was found out before is an answer.
     pub(crate) asked: Instant,
+    /// The same, of the request: what proves a host down counts for some time, and for the whole request.
+    pub(crate) request_came: Moment,
     /// Moment after which this round of looks begins. What an earlier round of the same question found out
     /// may be judged again in this one, as a look that begins now.
     pub(crate) round: Instant,
@@ -53,6 +58,7 @@ impl DomainQuestion {
             uuid,
             name,
             asked,
+            request_came: Moment(since_boot()),
             round: asked,
             is_for_text: false,
             asks_memory: false,
@@ -65,6 +71,11 @@ impl DomainQuestion {
     /// Asks now.
     pub(crate) fn about(domain: &DomainRef) -> Self {
         Self { by: domain.by, ..Self::new(domain.uuid, domain.name.clone()) }
+    }
+
+    /// Asks now about a domain for a request, whose lease this is.
+    pub(crate) fn under(lease: &Lease, domain: &DomainRef) -> Self {
+        Self { request_came: lease.began(), ..Self::about(domain) }
     }
 
     /// Asks now about a domain that is about to be started here.

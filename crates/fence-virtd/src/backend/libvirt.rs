@@ -819,7 +819,8 @@ impl LibvirtBackend {
             if let Err(lapsed) = lease.check() {
                 break Err(gone.map_or(lapsed, ActionError::from));
             }
-            let (held, memory, mine) = (lease.clone(), Arc::clone(home), Arc::clone(&watch.progress));
+            // The watch has the signs of the lease: a call that hangs holds up no more than its order does.
+            let (held, memory, mine) = (lease.watched(), Arc::clone(home), Arc::clone(&watch.progress));
             let under_way = watch.call();
             let work = move |c: &Connection| {
                 let mut progress = lock(&mine);

@@ -49,6 +49,20 @@ pub(crate) trait Backend: Send + Sync {
     /// does not block other backends. Never blocks.
     fn may_own(&self, target: &Target) -> bool;
 
+    /// Waits until something of a power-off or a start can begin, or until it is clear that nothing will. The
+    /// request has no turn meanwhile, so nobody waits for what it waits for. Changes nothing, and proves
+    /// nothing: what follows looks for itself.
+    ///
+    /// # Errors
+    /// The action would fail, for this reason.
+    fn ready(
+        &self,
+        _: &LocatedDomain,
+        _lease: &Lease,
+    ) -> impl Future<Output = Result<(), ActionError>> + Send {
+        std::future::ready(Ok(()))
+    }
+
     /// Checks the domain's power. Harmless after the end of the lease, which the caller watches.
     fn status(
         &self,
@@ -154,6 +168,13 @@ pub(crate) trait DynBackend: Send + Sync {
     /// Calls [`Backend::may_own`].
     fn may_own(&self, target: &Target) -> bool;
 
+    /// Calls [`Backend::ready`].
+    fn ready<'a>(
+        &'a self,
+        located: &'a LocatedDomain,
+        lease: &'a Lease,
+    ) -> BoxedFuture<'a, Result<(), ActionError>>;
+
     /// Calls [`Backend::status`].
     fn status<'a>(
         &'a self,
@@ -228,6 +249,14 @@ impl<B: Backend> DynBackend for B {
 
     fn may_own(&self, target: &Target) -> bool {
         Backend::may_own(self, target)
+    }
+
+    fn ready<'a>(
+        &'a self,
+        located: &'a LocatedDomain,
+        lease: &'a Lease,
+    ) -> BoxedFuture<'a, Result<(), ActionError>> {
+        Box::pin(Backend::ready(self, located, lease))
     }
 
     fn status<'a>(

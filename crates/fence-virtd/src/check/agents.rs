@@ -3,18 +3,21 @@
 //! `monitor` and `list`. Runs in the process of `--check`, on a runtime of its own. Must never act on a
 //! machine.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use fence_cli::shown;
 use fence_config::{AgentBackend, AgentDevice, Config};
+use fence_core::agent::domains;
+use fence_core::domain::DomainId;
 use fence_wire::escaped;
 use nix::unistd::{User, geteuid};
 
 use super::finding::{Finding, USER};
 use crate::backend::agent::examine::{AgentCapabilities, DeviceExamination, examine};
-use crate::util::counted;
+use crate::util::{counted, first_names};
 
 const CHECK: &str = "agent";
 /// Names that are shown of a longer list.
@@ -44,7 +47,22 @@ fn of(backend: &AgentBackend) -> Vec<Finding> {
             let stands_in = both().filter(|it| is_other(&it)).find(|it| serves(it.0, device));
             findings(device, seen, stands_in.map(|it| it.0))
         })
+        .chain(sources(backend))
         .collect()
+}
+
+/// Says whose requests are recognised by their cards.
+fn sources(backend: &AgentBackend) -> Option<Finding> {
+    let known = domains::sources(&backend.devices);
+    let shown = |(name, _, cards): &(String, DomainId, BTreeSet<String>)| {
+        let cards: Vec<_> = cards.iter().map(String::as_str).collect();
+        format!("{} ({})", escaped(name), cards.join(", "))
+    };
+    let named: Vec<_> = known.iter().map(shown).collect();
+    let named = first_names(&named, MAX_SHOWN);
+    let others = "any other machine may be the source of a request, and waits for every other one";
+    let text = format!("known by the network card, by multicast: {named}; {others}");
+    (!known.is_empty()).then(|| Finding::ok("source", "", text))
 }
 
 /// Returns true where a device serves all domains of another: members of a pool, of which one is its master.

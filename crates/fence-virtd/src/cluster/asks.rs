@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use fence_config::MAX_CLIENT_TIMEOUT;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::request::lease::{Lease, LeaseCanceller, LeaseEndReason, LeaseReleased};
+use crate::request::lease::{LateOffGuard, Lease, LeaseCanceller, LeaseEndReason, LeaseReleased};
 use fence_core::cluster::message::{AskEnd, AskMessage, HostMessage, Member};
 use fence_core::domain::ActionError;
 
@@ -49,6 +49,8 @@ struct OutgoingAsk {
     tell: mpsc::UnboundedSender<AskEvent>,
     /// Lease, held as long as any part of the work may still take effect.
     lease: Lease,
+    /// Sign in its place that a power-off hangs at the owner.
+    hanging: Option<LateOffGuard>,
     /// The owner got a "go".
     went: bool,
 }
@@ -86,7 +88,14 @@ impl OutgoingAsks {
         let (tell, told) = mpsc::unbounded_channel();
         self.pending.insert(
             ask,
-            OutgoingAsk { to, starts: starts.map(str::to_owned), tell, lease: lease.clone(), went: false },
+            OutgoingAsk {
+                to,
+                starts: starts.map(str::to_owned),
+                tell,
+                lease: lease.clone(),
+                hanging: None,
+                went: false,
+            },
         );
         (ask, told)
     }
@@ -134,6 +143,17 @@ impl OutgoingAsks {
         if let Some(it) = self.pending.get(&ask).filter(|it| it.to == from && it.went) {
             // The request may have ended.
             let _ = it.tell.send(AskEvent::Reply(end));
+        }
+    }
+
+    /// Takes the word of an owner that nothing is left of its work but a power-off that hangs.
+    pub(super) fn hangs(&mut self, from: Member, ask: u64) {
+        if let Some(it) =
+            self.pending.get_mut(&ask).filter(|it| it.to == from && it.went && it.hanging.is_none())
+        {
+            let mut late_off = it.lease.late_off();
+            late_off.hangs();
+            (it.hanging, it.lease) = (Some(late_off), it.lease.watched());
         }
     }
 
@@ -257,6 +277,7 @@ impl IncomingAsks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use fence_core::arbiter::LateEffect;
     use fence_core::cluster::message::AskAction;
 
     const OWNER: Member = Member { node: 2, pid: 20 };
@@ -420,7 +441,12 @@ mod tests {
         asks.early_reply(OWNER, ask, end());
         assert!(matches!(events.try_recv(), Ok(AskEvent::Reply(_))));
         asks.give_up(ask);
-        assert!(!released.is_now());
+        assert_eq!(released.effect(), Some(LateEffect::Any));
+        for it in [OTHER, OWNER, OWNER] {
+            asks.hangs(it, ask);
+            let effect = if it == OWNER { LateEffect::HangingOff } else { LateEffect::Any };
+            assert_eq!(released.effect(), Some(effect));
+        }
         asks.reply(OWNER, ask, end());
         assert!(released.is_now());
     }

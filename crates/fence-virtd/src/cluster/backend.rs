@@ -153,6 +153,53 @@ impl CpgBackend {
         }))
     }
 
+    /// Waits until the host that has the domain answers, or until the domain is proved off: a request that
+    /// can only wait for these takes no turn.
+    async fn until_ready(&self, domain: &DomainRef, lease: &Lease) -> Result<(), ActionError> {
+        loop {
+            let known = self.cluster.outlook(domain.uuid);
+            let owners = self.resolve_owners(domain, lease.until()).await?;
+            if let DomainOwners::At { at, is_on: true } = &owners {
+                for host in at.iter().filter(|it| self.is_asked_first(it)) {
+                    match self.status_at(host, domain, lease).await {
+                        Ok(_) | Err(ActionError::Gone) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+                return Ok(());
+            }
+            let news = async {
+                self.cluster.outlook_changes(domain.uuid, &known, lease.until()).await;
+                if Instant::now() >= lease.until() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            let proof = tokio::select! {
+                biased;
+                proof = self.prove_off(&owners, domain, lease) => proof,
+                () = news => continue,
+            };
+            return match proof {
+                Ok(_) | Err(OffDoubt::OnElsewhere(..)) => Ok(()),
+                Err(OffDoubt::CantTell(error)) => Err(error),
+            };
+        }
+    }
+
+    /// Returns whether a host is asked, before the turn, if it answers at all. C daemons miss replies.
+    fn is_asked_first(&self, host: &OwnerHost) -> bool {
+        matches!(host, OwnerHost::There(member) if !self.cluster.is_legacy(*member))
+    }
+
+    /// Returns the hosts to ask now, as [`Self::resolve_owners`], while anybody waits for that.
+    async fn owners_for(&self, domain: &DomainRef, lease: &Lease) -> Result<DomainOwners, ActionError> {
+        tokio::select! {
+            biased;
+            owners = self.resolve_owners(domain, lease.until()) => owners,
+            _ = lease.ended() => Err(lease.check().err().unwrap_or(ActionError::Gone)),
+        }
+    }
+
     /// Returns the hosts to ask now. Reads this host's hypervisors and the directory, and waits while a
     /// change may be enough.
     async fn resolve_owners(&self, domain: &DomainRef, until: Instant) -> Result<DomainOwners, ActionError> {
@@ -324,7 +371,7 @@ impl CpgBackend {
         domain: &DomainRef,
         lease: &Lease,
     ) -> Result<ProvedOff, OffDoubt> {
-        let question = DomainQuestion::about(domain);
+        let question = DomainQuestion::under(lease, domain);
         let proof = tokio::select! {
             biased;
             proof = self.local.prove_off(&question, lease.until()) => proof,
@@ -354,10 +401,13 @@ impl CpgBackend {
         loop {
             let known = self.cluster.outlook(domain.uuid);
             lease.check().map_err(|it| after(took_down, starts_at.as_ref(), it))?;
-            let owners = self.resolve_owners(domain, lease.until()).await?;
+            let owners = self
+                .owners_for(domain, lease)
+                .await
+                .map_err(|it| after(took_down, starts_at.as_ref(), it))?;
             let done = match &owners {
                 DomainOwners::At { at, is_on: true } => {
-                    self.off_where_on(at, domain, for_reboot, &mut took_down, lease).await
+                    self.off_where_on((&owners, at), domain, for_reboot, &mut took_down, lease).await
                 }
                 DomainOwners::At { is_on: false, .. } | DomainOwners::Lost { .. } => {
                     self.off_already(&owners, domain, for_reboot, &mut starts_at, lease).await
@@ -378,7 +428,7 @@ impl CpgBackend {
     /// Powers the domain off at all of these hosts, where it is on: at several while it migrates.
     async fn off_where_on(
         &self,
-        at: &[OwnerHost],
+        (owners, at): (&DomainOwners, &[OwnerHost]),
         domain: &DomainRef,
         for_reboot: bool,
         took_down: &mut bool,
@@ -396,11 +446,10 @@ impl CpgBackend {
             return Ok(down);
         }
         // It went off by itself, or went away.
-        let proof = self.local.prove_off(&DomainQuestion::about(domain), lease.until()).await;
-        match proof {
+        match self.prove_off(owners, domain, lease).await {
             Ok(proof) => Ok(PowerOffResult { proof, ..down }),
-            Err(Doubt::On(_) | Doubt::Moving(_)) => Err(ActionError::Gone),
-            Err(doubt) => Err(doubt.into()),
+            Err(OffDoubt::OnElsewhere(..)) => Err(ActionError::Gone),
+            Err(OffDoubt::CantTell(error)) => Err(error),
         }
     }
 
@@ -465,7 +514,7 @@ impl CpgBackend {
         loop {
             let known = self.cluster.outlook(domain.uuid);
             lease.check()?;
-            let owners = self.resolve_owners(domain, lease.until()).await?;
+            let owners = self.owners_for(domain, lease).await?;
             let started = match &owners {
                 DomainOwners::At { at, is_on: true } if self.is_on_at(at, domain, lease).await? => {
                     return Ok(());
@@ -713,6 +762,14 @@ impl Backend for CpgBackend {
 
     fn may_own(&self, target: &Target) -> bool {
         self.local.may_own(target) || !self.cluster.named(target).is_empty()
+    }
+
+    async fn ready(&self, located: &LocatedDomain, lease: &Lease) -> Result<(), ActionError> {
+        match located {
+            // It can be ended here, whatever becomes of other instances.
+            LocatedDomain::Here(_) => Ok(()),
+            other => self.until_ready(other.domain(), lease).await,
+        }
     }
 
     async fn status(&self, domain: &DomainRef, lease: &Lease) -> Result<SeenPower, ActionError> {

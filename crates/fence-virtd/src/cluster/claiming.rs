@@ -16,8 +16,10 @@ use tracing::warn;
 use super::silence::DAEMON_WAIT;
 use super::state::{Cluster, ClusterState, node_name};
 use crate::service::cluster_port::{ClusterGrant, ClusterPermit, ClusterPort};
-use fence_core::arbiter::{ArbiterRequest, Grant, LateEffect, Rejection};
+use crate::service::execute::START_LIMIT;
+use fence_core::arbiter::{ArbiterRequest, ArbitratedAction, Grant, LateEffect, Rejection};
 use fence_core::cluster::claims::ClaimEffect;
+use fence_core::cluster::directory::Directory;
 use fence_core::cluster::message::{HostMessage, Member};
 use fence_core::cluster::orphans::OrphanTerms;
 use fence_core::intent::HYPERVISOR_EFFECT_MS;
@@ -39,9 +41,11 @@ impl ClusterPort for ClusterClaims {
         request: &'a ArbiterRequest,
     ) -> Pin<Box<dyn Future<Output = ClusterGrant> + Send + 'a>> {
         Box::pin(async move {
+            let longest = self.0.longest_effect();
             let claimed = self.0.change_state(|state| {
                 let source_at = state.nodes_with_source(&request.source);
-                let (id, effects) = state.claims.claim(request, source_at)?;
+                let term = state.term_of(request, longest);
+                let (id, effects) = state.claims.claim(request, source_at, term)?;
                 let grant = state.waiting.register(id, request.id);
                 Ok((effects, (id, grant)))
             });
@@ -132,7 +136,30 @@ impl Drop for HeldClaim {
     }
 }
 
+impl ClusterState {
+    /// Returns the time after which no order is given for a request any more. The lease of the request holds
+    /// that: code that is about to act looks at it. None of a device's machine: agents that run go on while
+    /// this daemon stands still.
+    fn term_of(&self, request: &ArbiterRequest, longest: Duration) -> Option<Duration> {
+        let target = request.work.target()?;
+        let left = request.deadline.saturating_duration_since(Instant::now());
+        let start =
+            if matches!(request.work, ArbitratedAction::Reboot(_)) { START_LIMIT } else { Duration::ZERO };
+        (!is_devices(&self.directory, longest, target)).then_some(left + start)
+    }
+}
+
+/// Returns whether a machine that no host has published may be a device's, whose order may come late.
+fn is_devices(directory: &Directory, longest: Duration, target: &str) -> bool {
+    !longest.is_zero() && directory.named(target, true).is_empty()
+}
+
 impl Cluster {
+    /// Returns the longest time for which an order to a device may take effect.
+    fn longest_effect(&self) -> Duration {
+        self.service().map(|it| it.longest_effect()).unwrap_or_default()
+    }
+
     /// Returns true if a start of the domain is in flight for this member, and nothing else on the domain.
     pub(super) fn is_start_of(&self, member: Member, uuid: &str) -> bool {
         self.state().claims.is_start_of(member, uuid)
@@ -163,6 +190,14 @@ impl Cluster {
         for effect in effects {
             let (id, grant) = match effect {
                 ClaimEffect::Send(message) => {
+                    if let HostMessage::Overdue { member, .. } = message {
+                        warn!(
+                            host = %state.name(member.node),
+                            "fence_virtd at that host is in the middle of a power-off or a start, and says \
+                             nothing for too long: what it began can take effect no more, and the other \
+                             hosts go on. If it stands still: systemctl restart fence_virtd there"
+                        );
+                    }
                     self.send(&message);
                     continue;
                 }
@@ -201,13 +236,12 @@ impl Cluster {
     /// each change of the membership, and every now and then. Returns as [`Self::carry_out`].
     #[must_use]
     pub(super) fn keep_orphans(&self, state: &mut ClusterState) -> Vec<String> {
-        let longest = self.service().map(|it| it.longest_effect()).unwrap_or_default();
+        let longest = self.longest_effect();
         let at_hypervisor = Duration::from_millis(HYPERVISOR_EFFECT_MS);
         let mut victims = self.note_nodes(state);
         let ClusterState { claims, directory, nodes, .. } = state;
         let terms = |target: &str, by: Option<Member>| {
-            // A machine that no host has published may be a device's, whose order may come again.
-            let is_devices = !longest.is_zero() && directory.named(target, true).is_empty();
+            let is_devices = is_devices(directory, longest, target);
             let limit = if is_devices { at_hypervisor.max(longest) } else { at_hypervisor };
             if let Some(by) = by {
                 let host = node_name(nodes, by.node);

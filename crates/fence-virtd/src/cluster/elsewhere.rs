@@ -178,7 +178,7 @@ impl Cluster {
         // Then the instance has ended with the node, and no host has had another one since: it would not be
         // lost any more.
         let was_on = self.state().directory.is_lost_at(node, &question.uuid.to_string());
-        let proof = self.prove_down(node, until).await;
+        let proof = self.prove_down(node, question.request_came, until).await;
         let sight = match proof.as_ref().map_err(Clone::clone).and_then(|it| it.evidence()) {
             Ok(_) if was_on => Sight::Ended(Some(Duration::ZERO)),
             Ok(evidence) => Sight::Down(evidence.to_owned()),

@@ -13,7 +13,7 @@ use libvirt_host::Uuid;
 use tracing::{debug, info, warn};
 
 use super::link::{LinkEvent, LinkReceiver};
-use super::own_domains::{OwnChange, OwnDomain, OwnPower};
+use super::own_domains::{OwnDomain, OwnPower, OwnReading};
 use super::owner;
 use super::state::{Cluster, ClusterState, hold_leases};
 use crate::backend::libvirt::DomainHere;
@@ -220,6 +220,9 @@ impl Cluster {
             HostMessage::EarlyReply { asker, ask, end } if asker == me => {
                 state.outgoing_asks.early_reply(from, ask, end);
             }
+            HostMessage::Hangs { asker, ask: Some(ask), .. } if asker == me => {
+                state.outgoing_asks.hangs(from, ask);
+            }
             HostMessage::Reply { asker, ask, end, .. } if asker == me => {
                 state.outgoing_asks.reply(from, ask, end);
             }
@@ -245,11 +248,14 @@ impl Cluster {
 
 /// This host's own domains.
 impl Cluster {
-    /// Publishes changes of this host's domains. Nothing is published before all of them are known: else
-    /// other hosts would believe that a domain which is not read yet is not here.
-    pub(super) fn publish(&self, changes: Vec<OwnChange>, is_complete: bool) {
+    /// Publishes changes of this host's domains, those of each hypervisor as soon as that was read. The list
+    /// is not complete before all of them were: so other hosts do not believe that a domain which is not read
+    /// yet is not here.
+    pub(super) fn publish(&self, reading: OwnReading) {
+        let OwnReading { changes, is_first, is_complete } = reading;
         let mut state = self.state();
-        let was_complete = mem::replace(&mut state.is_own_complete, is_complete);
+        state.is_own_complete = is_complete;
+        state.is_own_begun = true;
         for (uuid, own) in changes {
             let message = match &own {
                 Some(own) => HostMessage::Domain(published(uuid, own.clone())),
@@ -262,11 +268,11 @@ impl Cluster {
                 }
                 None => drop(state.own.remove(&uuid)),
             }
-            if state.me.is_some() && was_complete {
+            if state.me.is_some() && !is_first {
                 self.send(&message);
             }
         }
-        if is_complete && !was_complete {
+        if is_first {
             self.publish_all(&state);
         }
         drop(state);
@@ -300,10 +306,10 @@ impl Cluster {
     }
 
     fn publish_all(&self, state: &ClusterState) {
-        if state.me.is_some() && state.is_own_complete {
+        if state.me.is_some() && state.is_own_begun {
             let own: Vec<PublishedDomain> =
                 state.own.iter().map(|(uuid, own)| published(*uuid, own.clone())).collect();
-            for part in HostMessage::inventory(&own) {
+            for part in HostMessage::inventory(&own, state.is_own_complete) {
                 self.send(&part);
             }
         }

@@ -99,6 +99,7 @@ impl Cluster {
             asked_in_vain: BTreeSet::new(),
             silences: NodeSilences::default(),
             own: BTreeMap::new(),
+            is_own_begun: false,
             is_own_complete: false,
             directory: Directory::default(),
             legacy: LegacyHosts::new(),
@@ -135,9 +136,9 @@ impl Cluster {
             self.state().claims.tell_earlier();
         }
         let cluster = Arc::downgrade(self);
-        OwnDomains::follow(self.local.hypervisors(), move |changes, is_complete| {
+        OwnDomains::follow(self.local.hypervisors(), move |reading| {
             if let Some(cluster) = cluster.upgrade() {
-                cluster.publish(changes, is_complete);
+                cluster.publish(reading);
             }
         });
         tokio::spawn(Arc::clone(self).run_dispatcher(started.events, started.legacy_events));

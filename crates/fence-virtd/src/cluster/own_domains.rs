@@ -43,10 +43,19 @@ pub(crate) enum OwnPower {
 /// Change of a domain: its present state, or none if it is gone.
 pub(crate) type OwnChange = (Uuid, Option<OwnDomain>);
 
+/// Reading of one hypervisor, as the other hosts are to know it.
+pub(crate) struct OwnReading {
+    pub(crate) changes: Vec<OwnChange>,
+    /// True for the first one of that hypervisor.
+    pub(crate) is_first: bool,
+    /// All hypervisors have been read by now.
+    pub(crate) is_complete: bool,
+}
+
 /// The domains of all hypervisors of this host.
 pub(crate) struct OwnDomains {
     state: Mutex<MergedDomains>,
-    publish: Box<dyn Fn(Vec<OwnChange>, bool) + Send + Sync>,
+    publish: Box<dyn Fn(OwnReading) + Send + Sync>,
 }
 
 #[derive(Default)]
@@ -60,12 +69,11 @@ struct MergedDomains {
 }
 
 impl OwnDomains {
-    /// Follows the hypervisors for ever. `publish` gets every change, in order, one call at a time, and true
-    /// if all hypervisors have been read by now. It must not wait and not call back. Must run inside the
-    /// runtime.
+    /// Follows the hypervisors for ever. `publish` gets every reading that changes something, in order, one
+    /// call at a time. It must not wait and not call back. Must run inside the runtime.
     pub(crate) fn follow(
         hypervisors: &[Arc<Hypervisor>],
-        publish: impl Fn(Vec<OwnChange>, bool) + Send + Sync + 'static,
+        publish: impl Fn(OwnReading) + Send + Sync + 'static,
     ) -> Arc<Self> {
         let by_hypervisor = hypervisors.iter().map(|_| HashMap::new()).collect();
         let is_read = hypervisors.iter().map(|_| false).collect();
@@ -88,7 +96,8 @@ impl OwnDomains {
         let changes = state.merge(changed.into_iter().collect());
         if !changes.is_empty() || is_first {
             // Under the lock: changes of two hypervisors must not overtake each other.
-            (self.publish)(changes, state.is_read.iter().all(|it| *it));
+            let is_complete = state.is_read.iter().all(|it| *it);
+            (self.publish)(OwnReading { changes, is_first, is_complete });
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::service::execute::{
     NOT_STARTED, PowerActionResult, STATUS_CHECK_LIMIT, SeenOff, joined, run_power_action,
 };
 use crate::service::owed_places::about_to_start;
-use fence_core::arbiter::RequestSource;
+use fence_core::arbiter::{LateEffect, RequestSource};
 use fence_core::cluster::message::{
     AskAction, AskEnd, AskForecast, AskMessage, AskOutcome, HostMessage, Member,
 };
@@ -62,11 +62,16 @@ pub(super) async fn serve(cluster: Arc<Cluster>, service: Arc<Service>, from: Me
     // An action that hangs in a hypervisor may take effect later: until then the asker gets no reply and its
     // claim stands.
     if let Some(mut settled) = settled {
-        settled.wait_but_for_off().await;
-        if !settled.is_now() {
-            cluster.send_early_reply(from, &ask, served.end());
+        let (mut may_come, mut is_told) = (settled.effect(), false);
+        while let Some(effect) = may_come {
+            if effect != LateEffect::Any && !std::mem::replace(&mut is_told, true) {
+                cluster.send_early_reply(from, &ask, served.end());
+            }
+            if effect == LateEffect::HangingOff {
+                cluster.send_hangs(from, &ask);
+            }
+            may_come = settled.effect_after(effect).await;
         }
-        settled.wait().await;
         if settled.late_seen_off().is_some() {
             cluster.send_progress(from, &ask, false, false);
         }
@@ -273,6 +278,13 @@ impl Cluster {
         // Under the lock: messages are sent in the order in which they were decided.
         let _state = self.state();
         self.send(&HostMessage::EarlyReply { asker: from, ask: ask.ask, end });
+    }
+
+    /// Tells all that nothing of an ask is left but a power-off that hangs.
+    fn send_hangs(&self, from: Member, ask: &AskMessage) {
+        let claim = ask.claim.as_ref().map_or(0, |it| it.id);
+        let hangs = HostMessage::Hangs { asker: from, claim, ask: Some(ask.ask) };
+        self.send_as_owner(&mut self.state(), &hangs);
     }
 
     fn reply(&self, from: Member, ask: &AskMessage, end: AskEnd) {

@@ -82,6 +82,8 @@ pub(super) struct ClusterState {
     /// Nodes of the node list that have not said what they have.
     pub(super) silences: NodeSilences,
     pub(super) own: BTreeMap<Uuid, OwnDomain>,
+    /// True when a hypervisor of this host was read: `own` has what that one has.
+    pub(super) is_own_begun: bool,
     /// True when every hypervisor of this host was read: `own` is then complete.
     pub(super) is_own_complete: bool,
     pub(super) directory: Directory,
@@ -385,12 +387,17 @@ impl Cluster {
         }
     }
 
-    /// Waits for the proof that a node without a daemon is down, where there may be any. It is asked for
-    /// after this call.
+    /// Waits for the proof that a node without a daemon is down, where there may be any. It was asked for
+    /// after this moment.
     ///
     /// # Errors
     /// The reason why the node may run.
-    pub(crate) async fn prove_down(&self, node: u32, until: Instant) -> Result<DownProof, String> {
+    pub(crate) async fn prove_down(
+        &self,
+        node: u32,
+        since: Moment,
+        until: Instant,
+    ) -> Result<DownProof, String> {
         let (loss, name, step) = {
             let state = self.state();
             (state.lost_nodes.get(&node).cloned(), state.name(node), state.step_for_gone(node))
@@ -398,7 +405,7 @@ impl Cluster {
         match loss {
             Some(loss) => {
                 let why_not = |why| format!("no proof that {name} is down: {why}{step}");
-                loss.proved(until).await.map_err(why_not)
+                loss.proved(since, until).await.map_err(why_not)
             }
             None if !step.is_empty() => Err(format!("no proof that {name} is down{step}")),
             None => Err(format!("{name} itself is there, and its daemon is not")),

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fence_config::{Backend as BackendSettings, Config};
+use fence_core::agent::domains;
 use tokio::task::JoinSet;
 
 use super::error::DaemonError;
@@ -23,9 +24,10 @@ use crate::cluster::backend::CpgBackend;
 #[cfg(feature = "cpg")]
 use crate::cluster::{Cluster, ClusterClaims, LinkEvents};
 use crate::hypervisor::Hypervisors;
-use crate::hypervisor::inventory::Inventories;
+use crate::hypervisor::inventory::{Inventories, Inventory};
 use crate::intent::IntentLog;
 use crate::intent::store::LeftIntents;
+use crate::listener::kept::KeptSockets;
 use crate::listener::manager::{ListenerContext, ListenerManager};
 use crate::listener::sources::SourceResolver;
 use crate::observe::agent_runs::AgentRuns;
@@ -60,7 +62,7 @@ pub(super) async fn assemble(
     (intents, left): (IntentLog, LeftIntents),
     state: Option<&Path>,
     known: Hypervisors,
-    endpoint: Option<Endpoint>,
+    (endpoint, kept): (Option<Endpoint>, KeptSockets),
     wait: bool,
 ) -> Result<ServingDaemon, DaemonError> {
     let audit = Audit::open(config.daemon.audit_log.as_deref())?;
@@ -119,6 +121,7 @@ pub(super) async fn assemble(
         sources,
         hypervisors: known,
         peers: Arc::clone(&peers),
+        kept: Arc::new(kept),
     };
     service.finish_left(left.intents, is_ready).await;
     let listeners = ListenerManager::start(config, context, wait).await?;
@@ -335,13 +338,16 @@ fn uris(config: &Config) -> impl Iterator<Item = &str> {
     config.backends.iter().flat_map(BackendSettings::uris).map(String::as_str)
 }
 
-/// Returns the running domains of the backend's hypervisors. Sources are recognised among them.
-#[cfg(feature = "libvirt")]
+/// Returns the domains among which sources are recognised: the running ones of the hypervisors, and those of
+/// agents whose cards the configuration names.
 fn inventories(config: &Config, known: &Hypervisors) -> Inventories {
-    Inventories(uris(config).map(|uri| crate::hypervisor::running::follow_running(&known.at(uri))).collect())
-}
-
-#[cfg(not(feature = "libvirt"))]
-fn inventories(_: &Config, _: &Hypervisors) -> Inventories {
-    Inventories::default()
+    let mut all = Vec::new();
+    #[cfg(feature = "libvirt")]
+    all.extend(uris(config).map(|uri| crate::hypervisor::running::follow_running(&known.at(uri))));
+    #[cfg(not(feature = "libvirt"))]
+    let _ = known;
+    if let Some(agent) = config.agent() {
+        all.extend(Inventory::of_cards(domains::sources(&agent.devices)));
+    }
+    Inventories(all)
 }

@@ -23,6 +23,7 @@ use crate::cli::options::{Options, PID_FILE};
 use crate::cli::print::print_error;
 use crate::hypervisor::Hypervisors;
 use crate::intent::{self, IntentLog};
+use crate::listener::kept::KeptSockets;
 use crate::listener::limits::DESCRIPTORS;
 use crate::process::hunt;
 use crate::replay::{self, ReplayMemory};
@@ -96,6 +97,7 @@ fn serve(options: &Options, read: &ReadConfig) -> Result<(), DaemonError> {
     }
     // Before the sandbox too: the socket may be in any directory.
     let endpoint = config.daemon.metrics.as_ref().and_then(Endpoint::open);
+    let kept = KeptSockets::receive(&config.listeners);
     let boot = intent::boot_id();
     // Not later: threads that run already would not be confined. The memory of packets, intents, libvirt and
     // the runtime start threads below. The files that they will open are known from the configuration.
@@ -118,7 +120,7 @@ fn serve(options: &Options, read: &ReadConfig) -> Result<(), DaemonError> {
         let wait = options.wait || config.daemon.wait_for_init;
         let mut daemon = tokio::select! {
             assembled =
-                assemble(config, replays, intents, state.as_deref(), known.clone(), endpoint, wait) =>
+                assemble(config, replays, intents, state.as_deref(), known.clone(), (endpoint, kept), wait) =>
                 assembled?,
             name = signals.end() => {
                 info!("{name}: the daemon ends before it served");

@@ -4,7 +4,8 @@
 //!
 //! A [`LostHost`] lives from the moment when a host is not heard any more until it is heard again. Each
 //! request asks for the evidence anew, every few seconds until there is some; requests that wait at the same
-//! time share an answer whose question came after all of them. [`fence_core::host_down`] decides what an
+//! time share an answer whose question came after all of them. A request that has its answer does not ask
+//! again while the proof counts. [`fence_core::host_down`] decides what an
 //! answer proves, and for how long.
 //!
 //! Silence, an error or an old fencing must never count as evidence: domains of a host that runs would be
@@ -109,12 +110,12 @@ impl DownEvidence {
 }
 
 impl LostHost {
-    /// Returns the proof that the host is down, from an answer to a question that is asked after this call.
-    /// Waits for it if there may be any.
+    /// Returns the proof that the host is down, from an answer to a question of after this moment. Waits
+    /// for it if there may be any.
     ///
     /// # Errors
     /// No proof until then, or none that could come: why. Then the host may run, and its domains with it.
-    pub(crate) async fn proved(&self, until: Instant) -> Result<DownProof, String> {
+    pub(crate) async fn proved(&self, since: Moment, until: Instant) -> Result<DownProof, String> {
         let mut is_back = self.inner.is_back.subscribe();
         let back = async move {
             // The sender lives as long as `self`.
@@ -123,7 +124,7 @@ impl LostHost {
         let proof = tokio::select! {
             biased;
             () = back => return Err(BACK.to_owned()),
-            proof = timeout_at(until.into(), self.inner.proof_after(clock::now())) => proof,
+            proof = timeout_at(until.into(), self.inner.proof_after(since)) => proof,
         };
         let proof = proof.unwrap_or_else(|_| Err(lock(&self.inner.refusal).clone()))?;
         Ok(DownProof { proof, host: self.clone() })
@@ -189,8 +190,19 @@ struct Round {
     answer: Option<Result<Proof, String>>,
 }
 
+impl Round {
+    /// Returns whether there is an answer, and if it is a proof whether that counts still.
+    fn counts(&self) -> bool {
+        match &self.answer {
+            Some(Ok(proof)) => proof.evidence(clock::now()).is_ok(),
+            Some(Err(_)) => true,
+            None => false,
+        }
+    }
+}
+
 impl LostHostState {
-    /// Waits for a proof that was asked for after this moment.
+    /// Waits for a proof that was asked for after this moment, and that counts still.
     ///
     /// # Errors
     /// There can't be any.
@@ -211,7 +223,7 @@ impl LostHostState {
             {
                 let mut round = self.round.lock().await;
                 let is_newer = round.asked >= arrived && seen.is_none_or(|it| it < round.number);
-                if !is_newer || round.answer.is_none() {
+                if !is_newer || !round.counts() {
                     let asked = clock::now();
                     let answer = self.ask().await;
                     *round = Round { number: round.number + 1, asked, answer: Some(answer) };

@@ -128,10 +128,10 @@ fn only_a_fencing_that_explains_this_loss_counts() {
 async fn never_and_membership_ask_nobody() {
     let lost = |how: &HostDown| DownEvidence::new(how).lost(2, None, clock::now());
     let soon = Instant::now() + PATIENCE;
-    assert!(lost(&HostDown::Never).proved(soon).await.unwrap_err().contains("never"));
+    assert!(lost(&HostDown::Never).proved(clock::now(), soon).await.unwrap_err().contains("never"));
     assert!(Instant::now() < soon);
     let membership = lost(&HostDown::Membership);
-    let proof = membership.proved(soon).await.unwrap();
+    let proof = membership.proved(clock::now(), soon).await.unwrap();
     assert!(proof.evidence().unwrap().contains("membership"));
     membership.ended();
     assert_eq!(proof.evidence(), Err(BACK.to_owned()));
@@ -149,7 +149,9 @@ async fn the_command_is_asked_until_it_says_so_and_by_each_request() {
     // Two wait, and are told.
     let (one, two) = (loss.clone(), loss.clone());
     let until = Instant::now() + PATIENCE;
-    let waiting = tokio::spawn(async move { tokio::join!(one.proved(until), two.proved(until)) });
+    let waiting = tokio::spawn(async move {
+        tokio::join!(one.proved(clock::now(), until), two.proved(clock::now(), until))
+    });
     while asked() < 3 {
         assert!(Instant::now() < until);
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -170,6 +172,22 @@ async fn the_command_is_asked_until_it_says_so_and_by_each_request() {
     assert!(asked() > count);
 }
 
+/// The request has waited for the proof before its turn, and uses it in its turn.
+#[tokio::test]
+async fn a_request_that_has_a_proof_asks_for_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let command = script(&dir, "echo >> asked");
+    let loss = proofs(EvidenceSource::Command(command)).lost(7, None, clock::now());
+    let asked = || fs::read_to_string(dir.path().join("asked")).unwrap_or_default().lines().count();
+    let (came, until) = (clock::now(), Instant::now() + PATIENCE);
+    for _ in 0..3 {
+        assert!(loss.proved(came, until).await.unwrap().evidence().is_ok());
+    }
+    assert_eq!(asked(), 1);
+    assert!(loss.proved(clock::now(), until).await.is_ok());
+    assert_eq!(asked(), 2);
+}
+
 /// A request that comes while the command runs must not take its answer: the command may have looked already.
 #[tokio::test]
 async fn an_answer_counts_for_those_alone_who_came_before_the_question() {
@@ -180,7 +198,7 @@ async fn an_answer_counts_for_those_alone_who_came_before_the_question() {
     let until = Instant::now() + PATIENCE;
     let wait = |loss: &LostHost, until| {
         let loss = loss.clone();
-        tokio::spawn(async move { loss.proved(until).await.map(|_| ()) })
+        tokio::spawn(async move { loss.proved(clock::now(), until).await.map(|_| ()) })
     };
     let first = wait(&loss, until);
     while begun() < 1 {
@@ -205,13 +223,13 @@ async fn a_request_that_ends_while_it_asks_keeps_nobody_waiting() {
     let loss = proofs(EvidenceSource::Command(script(&dir, body))).lost(7, None, clock::now());
     let first = {
         let loss = loss.clone();
-        tokio::spawn(async move { loss.proved(Instant::now() + PATIENCE).await })
+        tokio::spawn(async move { loss.proved(clock::now(), Instant::now() + PATIENCE).await })
     };
     while !dir.path().join("asked").exists() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     first.abort();
-    assert!(loss.proved(Instant::now() + PATIENCE).await.is_ok());
+    assert!(loss.proved(clock::now(), Instant::now() + PATIENCE).await.is_ok());
 }
 
 #[tokio::test]
@@ -291,7 +309,7 @@ fn proofs(how: EvidenceSource) -> DownEvidence {
 
 /// Returns the reason why there is no proof.
 async fn refused(loss: &LostHost, until: Instant) -> String {
-    loss.proved(until).await.unwrap_err()
+    loss.proved(clock::now(), until).await.unwrap_err()
 }
 
 /// A program that runs in its own directory. It is a link to one that is never open for writing: while it is,

@@ -5,7 +5,7 @@
 //! One task per hypervisor (`running.rs`) keeps an inventory up to date. Readers get the state as it was last
 //! seen and never wait. While libvirt is away the inventory stays: the domains run on without it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -59,6 +59,24 @@ pub(crate) struct Inventory {
     pub(crate) running: watch::Receiver<RunningDomains>,
     /// True if the domains run on this machine. The context ids of another machine mean nothing here.
     pub(crate) local: bool,
+}
+
+impl Inventory {
+    /// Returns domains that are known by their cards alone, whether they run or not; none where there are
+    /// none.
+    pub(crate) fn of_cards(
+        domains: impl IntoIterator<Item = (String, DomainId, BTreeSet<String>)>,
+    ) -> Option<Self> {
+        let running: RunningDomains = domains
+            .into_iter()
+            .map(|(name, uuid, cards)| {
+                let macs = cards.iter().filter_map(|it| mac(it)).collect();
+                (uuid, Arc::new(RunningDomain { uuid, name, macs, cid: None, ports: Vec::new() }))
+            })
+            .collect();
+        // Nobody changes them: the sender may go.
+        (!running.is_empty()).then(|| Self { running: watch::channel(running).1, local: false })
+    }
 }
 
 impl Inventories {
@@ -244,5 +262,21 @@ mod tests {
         assert_eq!(uuid(all.by_cid(3)), Some(id(1)));
         assert_eq!(uuid(all.by_cid(4)), None);
         assert_eq!(uuid(all.by_cid(5)), None, "a context id of another machine");
+    }
+
+    /// A card in the configuration counts as one in a domain's XML does.
+    #[test]
+    fn cards_of_the_configuration_prove_one_domain() {
+        let card = |number: u8| format!("02:02:02:02:02:0{number}");
+        let of_agents = |number: u8, cards: &[u8]| {
+            (format!("agent {number}"), id(number), cards.iter().map(|it| card(*it)).collect())
+        };
+        let agents = Inventory::of_cards([of_agents(7, &[7, 8]), of_agents(9, &[9, 2])]);
+        let all = Inventories(vec![inventory(true, &[(2, [2; 6], 4)]), agents.unwrap()]);
+        let by_card = |number: u8| all.by_mac(mac(&card(number)).unwrap()).map(|it| it.uuid);
+        assert_eq!([by_card(7), by_card(8), by_card(9)], [Some(id(7)), Some(id(7)), Some(id(9))]);
+        assert_eq!(by_card(2), None, "libvirt has it in another domain");
+        assert_eq!(by_card(6), None);
+        assert!(Inventory::of_cards([]).is_none());
     }
 }

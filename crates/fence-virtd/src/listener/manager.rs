@@ -16,6 +16,7 @@ use tracing::{info, warn};
 
 use crate::hypervisor::Hypervisors;
 use crate::listener::StartError;
+use crate::listener::kept::KeptSockets;
 use crate::listener::keys::KeysInUse;
 use crate::listener::multicast::MulticastReceiver;
 use crate::listener::rules::{CurrentRules, GroupSettings, ListenerRules, same_sockets};
@@ -45,6 +46,7 @@ pub(crate) struct ListenerContext {
     pub(crate) sources: Arc<SourceResolver>,
     pub(crate) hypervisors: Hypervisors,
     pub(crate) peers: Arc<Peers>,
+    pub(crate) kept: Arc<KeptSockets>,
 }
 
 impl ListenerContext {
@@ -152,6 +154,7 @@ impl ListenerManager {
             changes.push(ChangedListener { settings, name, change });
         }
         self.apply(changes, &groups).await;
+        self.context.kept.close_unwanted(&config.listeners);
         self.share_replay_memory();
         self.context.announce_listeners(config);
         Ok(())
@@ -294,7 +297,9 @@ async fn try_open(
             let name = Arc::clone(name);
             Box::pin(MulticastReceiver::start(it, name, service, sources, current, peers)?.run())
         }
-        Settings::Tcp(it) => Box::pin(TcpTransport::start(it, service, sources, current)?),
+        Settings::Tcp(it) => {
+            Box::pin(TcpTransport::start(it, service, sources, current, Arc::clone(&context.kept))?)
+        }
         Settings::Vsock(it) => Box::pin(VsockTransport::start(it, service, sources, current)?),
         Settings::Serial(it) => {
             Box::pin(Serial::start(it, service, &context.hypervisors, current).await?.run())

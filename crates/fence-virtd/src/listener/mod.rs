@@ -10,6 +10,7 @@ use crate::listener::keys::KeysError;
 pub(crate) mod admission;
 pub(crate) mod auth;
 pub(crate) mod conversation;
+pub(crate) mod kept;
 mod key_search;
 pub(crate) mod keys;
 pub(crate) mod limits;

@@ -96,6 +96,11 @@ impl CurrentRules {
         self.rules.send_modify(|_| {});
     }
 
+    /// Returns whether a reload closed the listener.
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::SeqCst)
+    }
+
     /// Returns the judge of a request that came under these rules, as long as it has not run.
     pub(crate) fn judge(
         self: &Arc<Self>,
@@ -110,7 +115,7 @@ impl CurrentRules {
 
 impl RulesNow for ArrivalRules {
     fn judge_again(&self) -> JudgedAgain {
-        if self.current.is_closed.load(Ordering::SeqCst) {
+        if self.current.is_closed() {
             return JudgedAgain::Refused("the listener by which it came was closed or changed".to_owned());
         }
         let now = self.current.now();
@@ -211,6 +216,13 @@ pub(crate) fn same_sockets(old: &Settings, new: &Settings) -> bool {
     old == *new
 }
 
+/// Returns whether every client must prove that it lives when its request runs. Otherwise the packet alone is
+/// enough, also that of a machine which is down by now.
+pub(super) fn asks_for_late_proof(minimum: HashType, auth: HashType) -> bool {
+    // Sealed streams are proved whatever `auth` says.
+    auth != HashType::None || minimum.sealed().is_some()
+}
+
 /// The key files of a listener's block.
 #[derive(Clone, Copy)]
 struct KeyFiles<'a> {
@@ -221,8 +233,7 @@ struct KeyFiles<'a> {
 
 /// Warns of a listener that accepts requests without a proof of the key.
 fn warn_unproved(settings: &Settings, minimum: HashType, auth: HashType) {
-    // Sealed streams are proved whatever `auth` says.
-    if minimum == HashType::None || (auth == HashType::None && minimum.sealed().is_none()) {
+    if minimum == HashType::None || !asks_for_late_proof(minimum, auth) {
         let listener = settings.kind();
         warn!(
             %listener, hash = %minimum, %auth,

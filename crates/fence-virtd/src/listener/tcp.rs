@@ -11,6 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tracing::info;
 
 use super::StartError;
+use super::kept::{KeptSockets, StoredSocket};
 use super::rules::CurrentRules;
 use super::stream::{StreamListener, Transport};
 use crate::listener::limits::{BACKLOG, KEEPALIVE_AFTER, KEEPALIVE_EVERY, KEEPALIVE_PROBES};
@@ -31,12 +32,20 @@ impl TcpTransport {
         service: Arc<Service>,
         sources: Arc<SourceResolver>,
         rules: Arc<CurrentRules>,
+        kept: Arc<KeptSockets>,
     ) -> Result<impl Future<Output = ()> + Send + use<>, StartError> {
         let address = SocketAddr::new(settings.address, settings.port);
-        let listener = listen(address)
+        let (listener, name) = listen(address, &kept)
             .map_err(|error| StartError::Socket(format!("can't listen at {address}: {error}")))?;
-        info!(%address, "listening on TCP");
-        Ok(StreamListener::new(Self { sources }, service, rules).run(listener))
+        match name {
+            None => info!(%address, "listening on TCP"),
+            Some(_) => info!(%address, "listening on TCP, with the socket that the service manager kept"),
+        }
+        let serving = StreamListener::new(Self { sources }, service, Arc::clone(&rules));
+        Ok(async move {
+            let _stored = StoredSocket::store(&listener, address, name, rules, &kept);
+            serving.run(listener).await;
+        })
     }
 }
 
@@ -67,12 +76,19 @@ impl Transport for TcpTransport {
     }
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // Connections of an earlier run in TIME-WAIT are no hindrance.
-    socket.set_reuse_address(true)?;
+/// Takes over the socket that the service manager kept, with its name there, or opens a new one.
+fn listen(address: SocketAddr, kept: &KeptSockets) -> io::Result<(TcpListener, Option<String>)> {
+    let (socket, name) = match kept.find(address)? {
+        Some((name, socket)) => (socket, Some(name)),
+        None => {
+            let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+            // Connections of an earlier run in TIME-WAIT are no hindrance.
+            socket.set_reuse_address(true)?;
+            socket.bind(&address.into())?;
+            (socket, None)
+        }
+    };
     socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
     socket.listen(BACKLOG.cast_signed())?;
-    TcpListener::from_std(socket.into())
+    Ok((TcpListener::from_std(socket.into())?, name))
 }

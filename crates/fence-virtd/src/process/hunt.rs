@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Reaping: all processes that belong to a run are found and killed.
 //!
-//! A program hands its environment on to its children, and with it a tag that no other run has. So even a
-//! child that left the process group is found in /proc. Reaping blocks, so it needs a thread of its own: the
-//! owner of a run that is dropped can't wait.
+//! The supervisor of the run does that. Where it can't, because it was killed itself or hangs, the daemon
+//! does it: a program hands its environment on to its children, and with it a tag that no other run has. So
+//! even a child that left the process group is found in /proc, unless it has cleared its environment. Reaping
+//! blocks, so it needs a thread of its own: the owner of a run that is dropped can't wait.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -13,10 +14,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::Child;
 use tracing::warn;
+
+use super::lifeline::{self, Lifeline, SupervisorReport};
 
 /// Environment variable of all processes of one run.
 pub(super) const TAG: &str = "FENCE_VIRTD_RUN";
@@ -44,6 +47,7 @@ const SEARCH_PAUSE: Duration = Duration::from_millis(5);
 /// moment. Must be called when nothing is started any more.
 pub(crate) fn end_all() {
     IS_OVER.store(true, Ordering::SeqCst);
+    lifeline::end_all(Instant::now() + KILL_WAIT);
     let tag = format!("{TAG}={}.", *DAEMON);
     reap_matching(Instant::now() + KILL_WAIT, |it| it.starts_with(tag.as_bytes()));
 }
@@ -123,44 +127,40 @@ fn name_space() -> String {
     link.to_string_lossy().chars().filter(char::is_ascii_digit).collect()
 }
 
-/// Processes of one run that have to end. Dropping this kills the process group.
+/// Processes of one run that have to end. Dropping this makes the supervisor kill them.
 pub(super) struct OrphanReaper {
-    pub(super) child: Option<Child>,
-    pub(super) group: Option<Pid>,
-    pub(super) tag: Option<String>,
+    pub(super) supervisor: Child,
+    pub(super) lifeline: Lifeline,
+    pub(super) tag: String,
 }
 
 impl OrphanReaper {
-    /// Kills the processes until none is left. Blocks. Returns the child, which has to be waited for.
-    pub(super) fn run(self) -> Option<Child> {
-        let tag = self.tag.as_ref().map(|it| format!("{TAG}={it}"));
-        let child = self.kill();
-        if let Some(tag) = tag {
-            let survivors = reap_matching(Instant::now() + REAP_LIMIT, |it| it == tag.as_bytes()).survivors;
-            if !survivors.is_empty() {
-                warn!("processes of a program that was ended don't die: {survivors:?}");
+    /// Kills the processes until none is left. Blocks. Returns whether the program was never started; false
+    /// where nobody knows.
+    pub(super) fn run(self) -> bool {
+        if let Some(last) = self.lifeline.end(Instant::now() + KILL_WAIT) {
+            return matches!(last, SupervisorReport::NotStarted(_));
+        }
+        let until = Instant::now() + REAP_LIMIT;
+        if let Some(supervisor) = self.supervisor.id().map(|it| Pid::from_raw(it.cast_signed())) {
+            // It hangs: as long as it lives, and has not been waited for, all of the run is below it.
+            loop {
+                let mut family = descendants(&[supervisor]);
+                family.retain(|it| start_time(*it).is_some());
+                kill_all(&family);
+                if family.is_empty() || Instant::now() >= until {
+                    break;
+                }
+                sleep(SEARCH_PAUSE);
             }
+            kill_all(&[supervisor]);
         }
-        child
-    }
-
-    /// Kills the group, and the descendants of the child that are known by their parents.
-    pub(super) fn kill(mut self) -> Option<Child> {
-        if let Some(group) = self.group.take() {
-            // The number belongs to this group as long as the child has not been waited for.
-            let descendants = if self.tag.is_some() { descendants(&[group]) } else { Vec::new() };
-            let _ = killpg(group, Signal::SIGKILL);
-            kill_all(&descendants);
+        let tag = format!("{TAG}={}", self.tag);
+        let survivors = reap_matching(until, |it| it == tag.as_bytes()).survivors;
+        if !survivors.is_empty() {
+            warn!("processes of a program that was ended don't die: {survivors:?}");
         }
-        self.child.take()
-    }
-}
-
-impl Drop for OrphanReaper {
-    fn drop(&mut self) {
-        if let Some(group) = self.group {
-            let _ = killpg(group, Signal::SIGKILL);
-        }
+        false
     }
 }
 
@@ -168,6 +168,23 @@ fn kill_all(pids: &[Pid]) {
     for pid in pids {
         let _ = kill(*pid, Signal::SIGKILL);
     }
+}
+
+/// Returns the children of this process, of all its threads.
+pub(super) fn own_children() -> Vec<Pid> {
+    let Some(lists) = std::fs::read_dir("/proc/self/task").ok().map(|tasks| {
+        tasks.flatten().map(|it| std::fs::read_to_string(it.path().join("children"))).collect::<Vec<_>>()
+    }) else {
+        return Vec::new();
+    };
+    if lists.iter().all(Result::is_err) {
+        // A kernel without these lists.
+        let me = Some(Pid::this());
+        return processes().filter(|it| parent(*it) == me).collect();
+    }
+    let lists: Vec<String> = lists.into_iter().flatten().collect();
+    let pids = lists.iter().flat_map(|it| it.split_ascii_whitespace());
+    pids.filter_map(|it| it.parse().ok().map(Pid::from_raw)).collect()
 }
 
 /// Returns all processes, by their directories in /proc.

@@ -9,7 +9,7 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::io;
-use std::os::unix::process::ExitStatusExt as _;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -19,12 +19,15 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::process::{Child, ChildStdin, Command};
+use tokio::net::UnixStream;
+use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio::time::{sleep, timeout, timeout_at};
 use tracing::warn;
 use zeroize::Zeroizing;
 
-use super::hunt::{KILL_WAIT, OrphanReaper, TAG, is_over, new_tag};
+use super::hunt::{KILL_WAIT, OrphanReaper, is_over, new_tag};
+use super::lifeline::{Lifeline, SupervisorReport as Report};
+use super::supervisor;
 
 /// Bytes of standard output, and of standard error, at most.
 const OUTPUT: usize = 1 << 20;
@@ -76,11 +79,11 @@ pub(crate) async fn run(
     arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
     until: Instant,
 ) -> Result<ProcessOutput, ProcessError> {
-    let mut command = command(program);
-    command.args(arguments).stdin(Stdio::null());
-    let mut tree = ProcessTree::new(command.spawn().map_err(ProcessError::Start)?, None);
+    let mut command = Command::new(program);
+    set_apart(&mut command).args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+    let mut tree = ProcessTree::new(command.spawn().map_err(ProcessError::Start)?);
     let (mut output, mut complaints) = (OutputHead::new(OUTPUT), OutputHead::new(OUTPUT));
-    let work = tree.work(None, &mut output, &mut complaints, ExcessPolicy::Fails);
+    let work = tree.work(&mut output, &mut complaints);
     let (status, writer_left) = timeout_at(until.into(), work).await.map_err(|_| ProcessError::TooLong)??;
     if writer_left {
         tree.kill_group();
@@ -132,7 +135,7 @@ impl fmt::Debug for OutputHead {
 /// Runs a program without arguments, hands it `input`, and keeps `most` bytes of each of its outputs.
 ///
 /// On return the program has ended. All processes that it started are being killed; after the deadline, they
-/// are dead. They are killed as well when the future is dropped.
+/// are dead. They are killed as well when the future is dropped, and when the daemon dies.
 ///
 /// # Errors
 /// The program could not be started.
@@ -143,38 +146,147 @@ pub(crate) async fn run_contained(
     until: Instant,
 ) -> Result<ContainedOutput, ProcessError> {
     let tag = new_tag().map_err(ProcessError::NoRoom)?;
-    let child = loop {
+    loop {
         if is_over() {
             // Whoever asks again does so slowly.
             sleep(START_PAUSE).await;
             return Err(ProcessError::NoRoom(io::Error::other("the daemon ends")));
         }
-        let spawned = command(program).env(TAG, &tag).stdin(Stdio::piped()).spawn();
-        match spawned {
+        if Instant::now() >= until {
+            return Err(ProcessError::NoRoom(io::Error::other("the time is over")));
+        }
+        let (mut output, mut complaints) = (OutputHead::new(most), OutputHead::new(most));
+        let result = match SupervisedRun::start(program, &tag) {
+            Err(error) => Err(error),
+            Ok(mut run) => {
+                let work = run.work(&input, &mut output, &mut complaints);
+                let end = timeout_at(until.into(), work).await;
+                let end = end.unwrap_or(Ok(ProcessEnd::TooLong));
+                let is_killed = matches!(end, Ok(ProcessEnd::TooLong | ProcessEnd::Unseen));
+                if run.end(is_killed).await {
+                    Err(io::Error::other("the time was over before it was started"))
+                } else {
+                    end
+                }
+            }
+        };
+        match result {
+            Ok(end) => return Ok(ContainedOutput { end, output, complaints }),
             Err(error) if is_passing(&error) && Instant::now() < until => sleep(START_PAUSE).await,
-            Err(error) if is_passing(&error) => return Err(ProcessError::NoRoom(error)),
-            other => break other.map_err(ProcessError::Start)?,
-        }
-    };
-    let mut tree = ProcessTree::new(child, Some(tag));
-    let (mut output, mut complaints) = (OutputHead::new(most), OutputHead::new(most));
-    let work = tree.work(Some(input), &mut output, &mut complaints, ExcessPolicy::IsDropped);
-    let end = match timeout_at(until.into(), work).await {
-        Ok(Ok((status, writer_left))) => {
-            if writer_left {
-                tree.kill_group();
+            Err(error) if is_passing(&error) || error.raw_os_error().is_none() => {
+                return Err(ProcessError::NoRoom(error));
             }
-            match status.code() {
-                Some(code) => ProcessEnd::Exit(code),
-                None => ProcessEnd::Signal(status.signal().unwrap_or_default()),
-            }
+            Err(error) => return Err(ProcessError::Start(error)),
         }
-        // It was started, and may have acted.
-        Ok(Err(_)) => ProcessEnd::Unseen,
-        Err(_) => ProcessEnd::TooLong,
-    };
-    tree.end(matches!(end, ProcessEnd::TooLong | ProcessEnd::Unseen)).await;
-    Ok(ContainedOutput { end, output, complaints })
+    }
+}
+
+/// A program beneath a supervisor. On drop both end, with everything that the program started.
+struct SupervisedRun {
+    supervisor: Option<Child>,
+    out: Option<ChildStdout>,
+    err: Option<ChildStderr>,
+    stream: UnixStream,
+    lifeline: Option<Lifeline>,
+    tag: String,
+}
+
+impl SupervisedRun {
+    fn start(program: &Path, tag: &str) -> io::Result<Self> {
+        let (ours, its) = std::os::unix::net::UnixStream::pair()?;
+        let lifeline = Lifeline::new(ours.try_clone()?);
+        ours.set_nonblocking(true)?;
+        let stream = UnixStream::from_std(ours)?;
+        let mut command = supervisor::command();
+        set_apart(&mut command).arg(program).arg(tag).stdin(OwnedFd::from(its));
+        // Whatever is the matter, it says nothing of the program.
+        let failed = |it| if is_passing(&it) { it } else { io::Error::other(format!("no supervisor: {it}")) };
+        let mut child = command.spawn().map_err(failed)?;
+        let (out, err) = (child.stdout.take(), child.stderr.take());
+        let (supervisor, lifeline) = (Some(child), Some(lifeline));
+        Ok(Self { supervisor, out, err, stream, lifeline, tag: tag.to_owned() })
+    }
+
+    /// Hands the input over, reads the output, and waits for the end of the program.
+    ///
+    /// # Errors
+    /// The program was not started.
+    async fn work(
+        &mut self,
+        input: &[u8],
+        output: &mut OutputHead,
+        complaints: &mut OutputHead,
+    ) -> io::Result<ProcessEnd> {
+        let (mut from, mut to) = self.stream.split();
+        // What has not said this has started nothing, and does not before it has all of the input.
+        if next_report(&mut from).await != Some(Report::Ready) {
+            return Err(io::Error::other("its supervisor ended at once"));
+        }
+        let sent = async {
+            to.write_all(&(input.len() as u64).to_le_bytes()).await?;
+            to.write_all(input).await
+        };
+        let _ = sent.await;
+        let mut reading = Box::pin(async {
+            let (out, err) = (self.out.take(), self.err.take());
+            tokio::try_join!(
+                output.read(out, ExcessPolicy::IsDropped),
+                complaints.read(err, ExcessPolicy::IsDropped)
+            )
+            .is_ok()
+        });
+        let mut report = Box::pin(next_report(&mut from));
+        let report = tokio::select! {
+            all = &mut reading => if all { report.await } else { None },
+            report = &mut report => {
+                // What was not started has no output, and that is known at once, whenever the time is over.
+                if !matches!(report, Some(Report::NotStarted(_))) {
+                    // Without a report nobody has ended what holds the output open.
+                    let rest = if report.is_some() { REST } else { Duration::ZERO };
+                    let _ = timeout(rest, reading).await;
+                }
+                report
+            }
+        };
+        match report {
+            Some(Report::Exit(code)) => Ok(ProcessEnd::Exit(code)),
+            Some(Report::Signal(number)) => Ok(ProcessEnd::Signal(number)),
+            Some(Report::NotStarted(0)) => Err(io::Error::other("its supervisor could not start it")),
+            Some(Report::NotStarted(errno)) => Err(io::Error::from_raw_os_error(errno)),
+            // It was started, and may have acted.
+            Some(Report::Ready | Report::Empty) | None => Ok(ProcessEnd::Unseen),
+        }
+    }
+
+    /// Kills all processes of the run. If the program was `killed`, waits for their end, within a limit.
+    /// Returns whether the program was never started; false where that is not known.
+    async fn end(mut self, killed: bool) -> bool {
+        let Some(reaper) = self.take_reaper() else { return false };
+        let reaped = tokio::task::spawn_blocking(move || reaper.run());
+        killed && matches!(timeout(KILL_WAIT * 2, reaped).await, Ok(Ok(true)))
+    }
+
+    fn take_reaper(&mut self) -> Option<OrphanReaper> {
+        let (supervisor, lifeline) = (self.supervisor.take()?, self.lifeline.take()?);
+        Some(OrphanReaper { supervisor, lifeline, tag: std::mem::take(&mut self.tag) })
+    }
+}
+
+impl Drop for SupervisedRun {
+    fn drop(&mut self) {
+        let Some(reaper) = self.take_reaper() else { return };
+        let thread = std::thread::Builder::new().name("hunt".to_owned());
+        // If no thread can be started, the closure is dropped, and with it the lifeline of the supervisor.
+        if let Err(error) = thread.spawn(move || reaper.run()) {
+            warn!("can't start a thread that ends what a program started: {error}");
+        }
+    }
+}
+
+async fn next_report(from: &mut (impl AsyncRead + Unpin)) -> Option<Report> {
+    let mut bytes = [0; Report::LEN];
+    from.read_exact(&mut bytes).await.ok()?;
+    Report::read(bytes)
 }
 
 /// Returns whether a start failed for a reason that passes: no descriptor, process or memory was left; or the
@@ -184,8 +296,8 @@ fn is_passing(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|it| passing.contains(&Errno::from_raw(it)))
 }
 
-fn command(program: &Path) -> Command {
-    let mut command = Command::new(program);
+/// Gives a program nothing of the daemon's, and a process group of its own.
+fn set_apart(command: &mut Command) -> &mut Command {
     command
         .env_clear()
         .envs([("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), ("LC_ALL", "C"), ("TZ", "UTC"), ("HOME", "/")])
@@ -193,8 +305,6 @@ fn command(program: &Path) -> Command {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)
-        .kill_on_drop(true);
-    command
 }
 
 /// Treatment of output beyond the limit.
@@ -206,53 +316,42 @@ enum ExcessPolicy {
     IsDropped,
 }
 
-/// A program and all processes that it starts. They are killed on drop, unless [`disarm`](Self::disarm) was
-/// called.
+/// A program and its process group. They are killed on drop, unless [`disarm`](Self::disarm) was called.
 struct ProcessTree {
-    child: Option<Child>,
+    child: Child,
     /// Process group. The number belongs to it as long as the child has not been waited for.
     group: Option<Pid>,
-    tag: Option<String>,
 }
 
 impl ProcessTree {
-    fn new(child: Child, tag: Option<String>) -> Self {
+    fn new(child: Child) -> Self {
         let group = child.id().map(|it| Pid::from_raw(it.cast_signed()));
-        Self { child: Some(child), group, tag }
+        Self { child, group }
     }
 
-    /// Writes the input, reads the output, and waits for the end of the program. The Boolean is true if
-    /// another process still holds the output open.
+    /// Reads the output, and waits for the end of the program. The Boolean is true if another process still
+    /// holds the output open.
     async fn work(
         &mut self,
-        input: Option<Zeroizing<Vec<u8>>>,
         output: &mut OutputHead,
         complaints: &mut OutputHead,
-        excess: ExcessPolicy,
     ) -> Result<(ExitStatus, bool), ProcessError> {
-        let Some(child) = &mut self.child else { return Err(ProcessError::Wait(Errno::ECHILD.into())) };
-        let (out, err) = (child.stdout.take(), child.stderr.take());
-        let stdin = child.stdin.take();
-        let mut writing = Box::pin(write(stdin, input));
+        let (out, err) = (self.child.stdout.take(), self.child.stderr.take());
         let mut reading = Box::pin(async {
-            tokio::try_join!(output.read(out, excess), complaints.read(err, excess)).map(drop)
+            tokio::try_join!(output.read(out, ExcessPolicy::Fails), complaints.read(err, ExcessPolicy::Fails))
         });
-        let mut written = false;
-        loop {
-            tokio::select! {
-                () = &mut writing, if !written => written = true,
-                read = &mut reading => {
-                    read?;
-                    // No process holds the output open any more.
-                    let status = child.wait().await.map_err(ProcessError::Wait)?;
-                    return Ok((status, false));
-                }
-                status = child.wait() => {
-                    let status = status.map_err(ProcessError::Wait)?;
-                    return match timeout(REST, reading).await {
-                        Ok(read) => read.map(|()| (status, false)),
-                        Err(_) => Ok((status, true)),
-                    };
+        tokio::select! {
+            read = &mut reading => {
+                read?;
+                // No process holds the output open any more.
+                let status = self.child.wait().await.map_err(ProcessError::Wait)?;
+                Ok((status, false))
+            }
+            status = self.child.wait() => {
+                let status = status.map_err(ProcessError::Wait)?;
+                match timeout(REST, reading).await {
+                    Ok(read) => read.map(|_| (status, false)),
+                    Err(_) => Ok((status, true)),
                 }
             }
         }
@@ -267,53 +366,14 @@ impl ProcessTree {
 
     /// Leaves the remaining processes alone: the program has ended.
     fn disarm(mut self) {
-        self.child = None;
         self.group = None;
-        self.tag = None;
-    }
-
-    /// Kills all processes of the run. If the program was `killed`, waits for their end, within a limit.
-    async fn end(mut self, killed: bool) {
-        let Some(mut reaper) = self.take_reaper() else { return };
-        if !killed {
-            reaper.group = None;
-        }
-        let reaped = tokio::task::spawn_blocking(move || reaper.run());
-        if killed {
-            let _ = timeout(KILL_WAIT, async {
-                if let Ok(Some(mut child)) = reaped.await {
-                    let _ = child.wait().await;
-                }
-            })
-            .await;
-        }
-    }
-
-    fn take_reaper(&mut self) -> Option<OrphanReaper> {
-        let (child, group, tag) = (self.child.take(), self.group.take(), self.tag.take());
-        (child.is_some() || group.is_some() || tag.is_some()).then_some(OrphanReaper { child, group, tag })
     }
 }
 
 impl Drop for ProcessTree {
     fn drop(&mut self) {
-        let Some(reaper) = self.take_reaper() else { return };
-        if reaper.tag.is_none() {
-            return drop(reaper.kill());
-        }
-        let thread = std::thread::Builder::new().name("hunt".to_owned());
-        // If no thread can be started, the closure is dropped, and with it the reaper, which kills the group.
-        let started = thread.spawn(move || drop(reaper.run()));
-        if let Err(error) = started {
-            warn!("can't start a thread that ends what a program started: {error}");
-        }
+        self.kill_group();
     }
-}
-
-async fn write(to: Option<ChildStdin>, input: Option<Zeroizing<Vec<u8>>>) {
-    let (Some(mut to), Some(input)) = (to, input) else { return };
-    // The program may end, or close its input, without reading: the exit code says how that ended.
-    let _ = to.write_all(&input).await;
 }
 
 impl OutputHead {
@@ -474,15 +534,16 @@ mod tests {
     }
 
     /// Returns a script that writes the ids of all its processes to a file, and then waits. One process
-    /// leaves the group, and one is an orphan.
+    /// leaves the group, one is an orphan, and one an orphan with an environment of its own.
     fn family(pids: &Path) -> String {
         let pids = pids.display();
         format!(
             "sleep 1000 & \
              setsid sh -c 'echo $$ >> {pids}; sleep 1000 & echo $! >> {pids}; touch {pids}.a; wait' &\n\
              (setsid sh -c 'echo $$ >> {pids}; touch {pids}.b; sleep 1000; :' &)\n\
+             (env -i setsid sh -c 'trap \"\" TERM HUP; echo $$ >> {pids}; touch {pids}.c; sleep 1000; :' &)\n\
              echo $! $$ >> {pids}\n\
-             while [ ! -e {pids}.a ] || [ ! -e {pids}.b ]; do sleep 0.1; done"
+             for it in a b c; do while [ ! -e {pids}.$it ]; do sleep 0.1; done; done"
         )
     }
 
@@ -518,6 +579,29 @@ mod tests {
             () = async { while !done.exists() { sleep(Duration::from_millis(10)).await } } => {}
         }
         assert_ended(&std::fs::read_to_string(&pids).unwrap()).await;
+    }
+
+    /// The run's own supervisor can't end it any more: the daemon does.
+    #[tokio::test]
+    async fn nothing_outlives_a_supervisor_that_hangs_or_was_killed() {
+        for signal in ["STOP", "KILL"] {
+            let dir = tempfile::tempdir().unwrap();
+            let (pids, done) = (dir.path().join("pids"), dir.path().join("done"));
+            let script = format!(
+                "(setsid sleep 1000 & echo $! >> {0})\ntouch {1}\nkill -{signal} $PPID\nsleep 1000",
+                pids.display(),
+                done.display()
+            );
+            let is_stopped = signal == "STOP";
+            let expected = if is_stopped { ProcessEnd::TooLong } else { ProcessEnd::Unseen };
+            let mut limit = if is_stopped { Duration::from_secs(1) } else { PATIENCE };
+            while !done.exists() {
+                let _ = std::fs::remove_file(&pids);
+                assert_eq!(contained(&script, b"", 100, limit).await.end, expected, "{signal}");
+                limit *= 2;
+            }
+            assert_ended(&std::fs::read_to_string(&pids).unwrap()).await;
+        }
     }
 
     /// The processes with these ids end, or have ended.

@@ -5,10 +5,13 @@ use std::convert::Infallible;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use fence_core::arbiter::LateEffect;
 use fence_core::domain::ActionError;
+use fence_core::host_down::Moment;
 use tokio::sync::{mpsc, watch};
 
 use crate::request::trail::AgentRunTrail;
+use crate::util::boot_clock::since_boot;
 
 /// The right to act for a request until a deadline.
 ///
@@ -17,24 +20,48 @@ use crate::request::trail::AgentRunTrail;
 #[derive(Clone, Debug)]
 pub(crate) struct Lease {
     request: u64,
+    /// Moment when the lease was made, by both clocks.
+    began: Moment,
+    made: Instant,
     until: Instant,
     ended: watch::Sender<Option<LeaseEndReason>>,
     trail: AgentRunTrail,
-    /// Nothing is ever sent. The channel closes with the last clone.
-    _alive: mpsc::Sender<Infallible>,
-    /// The same, with the last clone and the last [`LateOffGuard`].
-    late_off: mpsc::Sender<Infallible>,
+    /// None for a lease that holds nothing up by itself: see [`Lease::watched`].
+    alive: Option<LeaseSigns>,
     late_seen: Arc<OnceLock<Instant>>,
+}
+
+/// Signs of a lease: nothing is ever sent, and each channel closes with its last sender.
+#[derive(Clone, Debug)]
+struct LeaseSigns {
+    /// Any part of the work may take effect.
+    _any: mpsc::Sender<Infallible>,
+    late_off: LateOffSigns,
+}
+
+/// The part of these signs that a [`LateOffGuard`] has.
+#[derive(Clone, Debug)]
+struct LateOffSigns {
+    /// A power-off may take effect, within a time that is known.
+    bounded: mpsc::Sender<Infallible>,
+    /// A power-off may take effect at any time.
+    ever: mpsc::Sender<Infallible>,
 }
 
 /// Sign that a power-off may still take effect, and nothing else that was done under the lease.
 #[derive(Debug)]
 pub(crate) struct LateOffGuard {
-    _alive: mpsc::Sender<Infallible>,
+    _bounded: Option<mpsc::Sender<Infallible>>,
+    _ever: Option<mpsc::Sender<Infallible>>,
     seen: Arc<OnceLock<Instant>>,
 }
 
 impl LateOffGuard {
+    /// Notes that the power-off hangs: nobody can tell when it takes effect.
+    pub(crate) fn hangs(&mut self) {
+        self._bounded = None;
+    }
+
     /// Notes that a look which began at this moment showed the domain off.
     pub(crate) fn seen_off(&self, since: Instant) {
         let _ = self.seen.set(since);
@@ -67,19 +94,24 @@ pub(crate) enum LeaseEndReason {
 /// effect.
 #[derive(Debug)]
 pub(crate) struct LeaseReleased {
-    leases: mpsc::Receiver<Infallible>,
-    late_off: mpsc::Receiver<Infallible>,
+    any: mpsc::Receiver<Infallible>,
+    bounded: mpsc::Receiver<Infallible>,
+    ever: mpsc::Receiver<Infallible>,
     late_seen: Arc<OnceLock<Instant>>,
 }
 
 impl Lease {
     /// Returns the lease of the request with this number.
     pub(crate) fn new(until: Instant, request: u64) -> (Self, LeaseReleased) {
-        let ((alive, leases), (late_off, late)) = (mpsc::channel(1), mpsc::channel(1));
+        let [(any_sign, any), (bounded_sign, bounded), (ever_sign, ever)] =
+            [(); 3].map(|()| mpsc::channel(1));
         let (ended, trail) = (watch::Sender::new(None), AgentRunTrail::default());
         let late_seen = Arc::default();
-        let released = LeaseReleased { leases, late_off: late, late_seen: Arc::clone(&late_seen) };
-        (Self { request, until, ended, trail, _alive: alive, late_off, late_seen }, released)
+        let released = LeaseReleased { any, bounded, ever, late_seen: Arc::clone(&late_seen) };
+        let late_off = LateOffSigns { bounded: bounded_sign, ever: ever_sign };
+        let alive = Some(LeaseSigns { _any: any_sign, late_off });
+        let (began, made) = (Moment(since_boot()), Instant::now());
+        (Self { request, began, made, until, ended, trail, alive, late_seen }, released)
     }
 
     /// Returns the lease with another trail for the agent runs under it.
@@ -100,6 +132,11 @@ impl Lease {
     /// Returns the number of the request.
     pub(crate) fn request(&self) -> u64 {
         self.request
+    }
+
+    /// Returns the moment when the lease was made, which is after the request came.
+    pub(crate) fn began(&self) -> Moment {
+        self.began
     }
 
     /// Returns the moment after which nothing may begin and nobody waits for the answer.
@@ -123,9 +160,16 @@ impl Lease {
         Self { until, ended: watch::Sender::new(None), ..self.clone() }
     }
 
+    /// Returns the lease for work that somebody watches who has the signs: it holds nothing up by itself.
+    pub(crate) fn watched(&self) -> Self {
+        Self { alive: None, ..self.clone() }
+    }
+
     /// Returns the sign that a power-off may still take effect.
     pub(crate) fn late_off(&self) -> LateOffGuard {
-        LateOffGuard { _alive: self.late_off.clone(), seen: Arc::clone(&self.late_seen) }
+        let signs = self.alive.as_ref().map(|it| it.late_off.clone());
+        let (bounded, ever) = signs.map(|LateOffSigns { bounded, ever }| (bounded, ever)).unzip();
+        LateOffGuard { _bounded: bounded, _ever: ever, seen: Arc::clone(&self.late_seen) }
     }
 
     /// Returns the reason why the lease ended, once it has.
@@ -143,6 +187,12 @@ impl Lease {
         }
     }
 
+    /// Returns whether the time is up on the clock that goes on while this machine is suspended, as the other
+    /// hosts do.
+    fn slept_over(&self) -> bool {
+        Moment(since_boot()).since(self.began) >= self.until.saturating_duration_since(self.made)
+    }
+
     /// Checks that an action may begin now.
     pub(crate) fn check(&self) -> Result<(), ActionError> {
         if let Some(why) = self.end_reason() {
@@ -151,7 +201,7 @@ impl Lease {
                 LeaseEndReason::Superseded => "the same client asked something newer",
                 LeaseEndReason::Forbidden => "a reload forbade it",
             }))
-        } else if Instant::now() >= self.until {
+        } else if Instant::now() >= self.until || self.slept_over() {
             Err(ActionError::Lapsed("the client's time is up"))
         } else {
             Ok(())
@@ -162,26 +212,43 @@ impl Lease {
 impl LeaseReleased {
     /// Returns whether all clones are gone now, and no power-off can come any more.
     pub(crate) fn is_now(&mut self) -> bool {
-        matches!(self.late_off.try_recv(), Err(mpsc::error::TryRecvError::Disconnected))
+        self.effect().is_none()
     }
 
-    /// Returns whether nothing can take effect any more, but for a power-off.
-    pub(crate) fn is_but_for_off(&mut self) -> bool {
-        matches!(self.leases.try_recv(), Err(mpsc::error::TryRecvError::Disconnected))
+    /// Returns what may still take effect; none: nothing.
+    pub(crate) fn effect(&mut self) -> Option<LateEffect> {
+        if is_closed(&mut self.ever) {
+            return None;
+        }
+        Some(match (is_closed(&mut self.any), is_closed(&mut self.bounded)) {
+            (false, _) => LateEffect::Any,
+            (true, false) => LateEffect::PowerOff,
+            (true, true) => LateEffect::HangingOff,
+        })
     }
 
-    /// Waits until nothing can take effect any more, but for a power-off.
-    pub(crate) async fn wait_but_for_off(&mut self) {
-        while self.leases.recv().await.is_some() {}
+    /// Waits until another effect than this one may still come. Returns that one; none: nothing can any more.
+    pub(crate) async fn effect_after(&mut self, effect: LateEffect) -> Option<LateEffect> {
+        let sign = match effect {
+            LateEffect::Any => &mut self.any,
+            LateEffect::PowerOff => &mut self.bounded,
+            LateEffect::HangingOff => &mut self.ever,
+        };
+        while sign.recv().await.is_some() {}
+        self.effect()
     }
 
     /// Waits until all clones are gone, and no power-off can come any more.
     pub(crate) async fn wait(&mut self) {
-        while self.late_off.recv().await.is_some() {}
+        while self.ever.recv().await.is_some() {}
     }
 
     /// Returns the beginning of the look that showed the domain off after the request had ended.
     pub(crate) fn late_seen_off(&self) -> Option<Instant> {
         self.late_seen.get().copied()
     }
+}
+
+fn is_closed(sign: &mut mpsc::Receiver<Infallible>) -> bool {
+    matches!(sign.try_recv(), Err(mpsc::error::TryRecvError::Disconnected))
 }

@@ -213,7 +213,7 @@ pub(super) async fn execute(
 ) -> RequestOutcome {
     match resolved {
         ResolvedTarget::Refused(refusal, reason, _) => RequestOutcome::refused(refusal, reason),
-        ResolvedTarget::Run(None) => without_domain(backend, listings, job).await,
+        ResolvedTarget::Run(None) => without_domain(backend, listings, job, lease).await,
         ResolvedTarget::Run(Some(located)) => {
             let domain = located.domain();
             let asked = (job.action, job.dry_run);
@@ -274,9 +274,10 @@ async fn without_domain(
     backend: &dyn DynBackend,
     listings: &ListingDesk,
     job: &RequestJob,
+    lease: &Lease,
 ) -> RequestOutcome {
     match job.action {
-        Action::List => list(backend, listings, job).await,
+        Action::List => list(backend, listings, job, lease).await.unwrap_or_else(RequestOutcome::from),
         Action::Monitor => match backend.health(check_limit(job)).await {
             Ok(failed) if failed.is_empty() => RequestOutcome::is_well(None),
             Ok(failed) => {
@@ -291,20 +292,33 @@ async fn without_domain(
     }
 }
 
-/// Lists the domains that the source may see.
-async fn list(backend: &dyn DynBackend, listings: &ListingDesk, job: &RequestJob) -> RequestOutcome {
+/// Lists the domains that the source may see. No list is made for a client that is gone: a thousand of them
+/// that waited, and hang up at once, would keep the processors from others for seconds.
+async fn list(
+    backend: &dyn DynBackend,
+    listings: &ListingDesk,
+    job: &RequestJob,
+    lease: &Lease,
+) -> Result<RequestOutcome, ActionError> {
     let limit = Instant::now() + STATUS_CHECK_LIMIT;
-    let listing = match listings.look(|| backend.list(limit), job.deadline().min(limit)).await {
-        Ok(listing) => listing,
-        Err(error) => return RequestOutcome::failed(error),
-    };
+    let listing = listings.look(|| backend.list(limit), job.deadline().min(limit)).await?;
     let missing = (!listing.missing.is_empty()).then(|| listing.missing.join("; "));
     if let Some(missing) = &missing {
         warn!(id = job.id, "the host list is not complete: {missing}");
     }
     let tag = job.key.as_ref().map(|it| it.key.tag());
-    let Some(room) = listings.room(tag, listing.domains.len(), job.deadline()).await else {
-        return RequestOutcome::failed("clients with the same key read none of the lists that wait for them");
+    let room = tokio::select! {
+        biased;
+        _ = lease.ended() => None,
+        room = listings.room(tag, listing.domains.len(), job.deadline()) => room,
+    };
+    let Some(room) = room else {
+        if lease.end_reason().is_some() {
+            lease.check()?;
+        }
+        return Ok(RequestOutcome::failed(
+            "clients with the same key read none of the lists that wait for them",
+        ));
     };
     let shown = listing
         .domains
@@ -317,7 +331,7 @@ async fn list(backend: &dyn DynBackend, listings: &ListingDesk, job: &RequestJob
             on: domain.power == PowerState::On,
         })
         .collect();
-    RequestOutcome::listed(entries, missing, room)
+    Ok(RequestOutcome::listed(entries, missing, room))
 }
 
 /// Returns the latest moment for a check of the request: its deadline, and no longer than a check may take.

@@ -9,9 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use fence_core::arbiter::{
-    ArbiterRequest, ArbitratedAction, Grant, LateEffect, PeerId, Rejection, RequestSource,
-};
+use fence_core::arbiter::{ArbiterRequest, ArbitratedAction, Grant, PeerId, Rejection, RequestSource};
 use fence_core::domain::{DomainHome, DomainRef, PowerAction, TargetKind};
 use fence_core::intent::{DEVICE_HOME, HYPERVISOR_HOME};
 use fence_wire::{Action, Challenge, ClientRun, FORECAST_UNCERTAIN, Key, KeyTag, Proved, Response};
@@ -173,7 +171,7 @@ impl Service {
             Ok(opened) => opened,
             Err(failure) => return unproved(&failure, stages),
         };
-        let grant = self.watched_grant(job, &resolved, &lease, link).await;
+        let (resolved, grant) = self.watched_grant(job, resolved, &lease, link).await;
         drop(arrival);
         stages.turn = Some(StageTimes::since(job.arrived));
         let not_run = match &grant {
@@ -232,16 +230,26 @@ impl Service {
         (outcome, why.is_some_and(|it| it != LeaseEndReason::Forbidden))
     }
 
-    /// Waits for the grant as long as the client waits and no reload forbids the request. A grant that is
-    /// there comes before any sign of the client.
+    /// Waits until something can begin, and then for the grant, as long as the client waits and no reload
+    /// forbids the request. A grant that is there comes before any sign of the client. Returns the target
+    /// with it, which is refused if nothing could ever begin.
     async fn watched_grant<L: ClientLink>(
         &self,
         job: &RequestJob,
-        resolved: &ResolvedTarget,
+        resolved: ResolvedTarget,
         lease: &Lease,
         link: &mut L,
-    ) -> Grant<RunPermit> {
-        let grant = under_the_rules(job, resolved, lease, self.wait_for_grant(job, resolved, lease));
+    ) -> (ResolvedTarget, Grant<RunPermit>) {
+        let target = resolved.clone();
+        let grant = under_the_rules(job, &target, lease, async {
+            match self.when_ready(job, resolved, lease).await {
+                Ok(ready) => {
+                    let grant = self.wait_for_grant(job, &ready, lease).await;
+                    (ready, grant)
+                }
+                Err((resolved, why)) => (resolved, Grant::Rejected(why)),
+            }
+        });
         tokio::pin!(grant);
         loop {
             tokio::select! {
@@ -305,6 +313,33 @@ impl Service {
         self.challenges.check_responsive();
     }
 
+    /// Waits until something of the request can begin. It has no turn yet, and has not been proved: so it
+    /// holds nobody up, and a client that is shot meanwhile can't give the proof later. Returns the target,
+    /// refused if nothing will begin. Ends at once when the lease does.
+    async fn when_ready(
+        &self,
+        job: &RequestJob,
+        resolved: ResolvedTarget,
+        lease: &Lease,
+    ) -> Result<ResolvedTarget, (ResolvedTarget, Rejection)> {
+        let ResolvedTarget::Run(Some(located)) = &resolved else { return Ok(resolved) };
+        if arbitrated_action(job, &resolved) == ArbitratedAction::Look {
+            return Ok(resolved);
+        }
+        let ready = tokio::select! {
+            biased;
+            ready = self.backend.ready(located, lease) => ready,
+            why = until_abandoned(lease) => return Err((resolved, why)),
+        };
+        Ok(match ready {
+            Ok(()) => resolved,
+            Err(why) => {
+                let domain = Some(located.domain().clone());
+                ResolvedTarget::Refused(Refusal::Failure, why.to_string(), domain)
+            }
+        })
+    }
+
     /// Waits until the request may run, or must not. Ends at once when the lease does.
     async fn wait_for_grant(
         &self,
@@ -313,7 +348,10 @@ impl Service {
         lease: &Lease,
     ) -> Grant<RunPermit> {
         let work = arbitrated_action(job, resolved);
-        let request = arbiter_request(job, work, resolved, lease.until());
+        // What is refused at the end of the request's time is to be told.
+        let is_refused = matches!(resolved, ResolvedTarget::Refused(..));
+        let until = if is_refused { job.deadline() } else { lease.until() };
+        let request = arbiter_request(job, work, resolved, until);
         let mut queued = match self.grants.submit(request.clone()) {
             Ok(queued) => queued,
             Err(why) => return Grant::Rejected(why),
@@ -503,7 +541,7 @@ impl Service {
     ///
     /// Coalesced requests get the result, and none joins any more. Conflicting requests go on as soon as
     /// nothing of the work can take effect any more: a call that hangs in a hypervisor holds these up longer
-    /// than the client.
+    /// than the client, and those for its own domain, or from it, to its end.
     fn complete(permit: RunPermit, outcome: &RequestOutcome, lease: Lease, mut released: LeaseReleased) {
         drop(lease);
         if outcome.has_lapsed() {
@@ -511,19 +549,14 @@ impl Service {
             return;
         }
         let (response, reason) = (outcome.answer().response(), outcome.reason().map(str::to_owned));
-        if released.is_now() {
-            return permit.finished(response, reason);
-        }
-        let only_goes_off = released.is_but_for_off();
-        let effect = if only_goes_off { LateEffect::PowerOff } else { LateEffect::Any };
+        let Some(mut effect) = released.effect() else { return permit.finished(response, reason) };
         // At once: a request that comes now does its own work, and is told nothing of this one.
         let held = permit.answered(effect, response, reason);
         tokio::spawn(async move {
-            released.wait_but_for_off().await;
-            if !only_goes_off && !released.is_now() {
-                held.only_goes_off();
+            while let Some(less) = released.effect_after(effect).await {
+                held.may_still(less);
+                effect = less;
             }
-            released.wait().await;
             if let Some(since) = released.late_seen_off() {
                 // Requests that came from the domain before must not run.
                 held.seen_off(since);

@@ -98,7 +98,7 @@ impl ClusterPermit for Counted {
 
     fn seen_off(&self, _: bool) {}
 
-    fn answered(&self, _: LateEffect, _: Response, _: Option<&str>) {}
+    fn answered(&self, _: fence_core::arbiter::LateEffect, _: Response, _: Option<&str>) {}
 
     fn finished(self: Box<Self>, _: Response, _: Option<&str>) {}
 }

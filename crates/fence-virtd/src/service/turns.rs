@@ -309,9 +309,9 @@ impl RunPermit {
 }
 
 impl HeldPermit {
-    /// Reports that nothing but a power-off of the target may still take effect.
-    pub(crate) fn only_goes_off(&self) {
-        self.report(LateEffect::PowerOff);
+    /// Reports that nothing but this may still take effect.
+    pub(crate) fn may_still(&self, effect: LateEffect) {
+        self.report(effect);
     }
 
     /// Reports that a look which began at this moment showed the target off.
@@ -462,7 +462,7 @@ mod tests {
         let mut again = std::pin::pin!(queue.submit(off(2, "b", "a")).unwrap());
         assert_eq!(again.coalesced_with, None);
         assert!(at_once(std::pin::pin!(again.grant())).await.is_none());
-        held.only_goes_off();
+        held.may_still(LateEffect::PowerOff);
         assert!(matches!(again.grant().await, Grant::Run(_)));
         held.finished();
         assert_eq!(
@@ -556,6 +556,7 @@ mod tests {
         fn answered(&self, effect: LateEffect, response: Response, _: Option<&str>) {
             let may = match effect {
                 LateEffect::PowerOff => "may go off",
+                LateEffect::HangingOff => "may go off at any time",
                 LateEffect::Any => "may do all",
             };
             lock(&self.0).push(format!("answered, {may}, {response}"));

@@ -66,6 +66,38 @@ proptest! {
         World::new(3, sight, shots.into_iter().map(plan).collect(), Faults::Kills).run(&draws);
     }
 
+    /// Daemons are stopped in the middle of power-offs, whose orders take effect later, and go on any time
+    /// after: others pass over what they hold for longer than it lasts, and none of them acts after that.
+    #[test]
+    fn one_survives_daemons_that_stand_still(
+        sight in vec(sight(3), 2..=3),
+        shots in vec((0_usize..3, 0_usize..3, 0_usize..3), 2..20),
+        draws in vec(any::<u16>(), 0..500),
+    ) {
+        let guests = sight.len();
+        let plan = |(from, at, target)| {
+            Plan { from: from % guests, at, kind: Kind::Off, target: target % guests }
+        };
+        World::new(3, sight, shots.into_iter().map(plan).collect(), Faults::Stops).run(&draws);
+    }
+
+    /// Of two that shoot each other the daemon of the first stands still in the middle of it. The other asks
+    /// again and again.
+    #[test]
+    fn one_survives_a_daemon_that_stands_still(
+        sight in vec(sight(3), 2),
+        at in 0_usize..3,
+        back in vec(0_usize..3, 1..6),
+        ticks in 0_u32..7,
+        draws in vec(any::<u16>(), 0..80),
+    ) {
+        let plan = |(from, at)| Plan { from, at, kind: Kind::Off, target: 1 - from };
+        let plans = std::iter::once((0, at)).chain(back.into_iter().map(|at| (1, at)));
+        let mut world = World::new(3, sight, plans.map(plan).collect(), Faults::Stops);
+        world.starts = false;
+        world.run_with_a_stop(ticks, &draws);
+    }
+
     /// All daemons are killed in the middle of a power-off that takes effect later, and begin anew one by
     /// one.
     #[test]

@@ -22,6 +22,9 @@ struct Net {
 /// Longest time in which an order of which nobody knows takes effect.
 const UNKNOWN_LIMIT: Duration = Duration::from_secs(15);
 
+/// Time after which no order is given for a claim any more.
+const TERM: Duration = Duration::from_secs(26);
+
 fn request(work: ArbitratedAction, source: RequestSource, at: Instant) -> ArbiterRequest {
     ArbiterRequest {
         id: 0,
@@ -120,7 +123,7 @@ impl Net {
             deadline: self.start,
         };
         // No node that an unknown order could be of.
-        let (id, effects) = self.hosts[host].claim(&request, Some(Vec::new())).unwrap();
+        let (id, effects) = self.hosts[host].claim(&request, Some(Vec::new()), Some(TERM)).unwrap();
         self.does(host, |_, _| effects);
         id
     }
@@ -128,7 +131,7 @@ impl Net {
     /// As [`Self::shoot`], from a domain of which no host knows.
     fn shoot_from_nowhere(&mut self, host: usize, target: &str) -> u64 {
         let off = request(ArbitratedAction::Off(target.to_owned()), RequestSource::Unknown, self.start);
-        let (id, effects) = self.hosts[host].claim(&off, None).unwrap();
+        let (id, effects) = self.hosts[host].claim(&off, None, Some(TERM)).unwrap();
         self.does(host, |_, _| effects);
         id
     }
@@ -343,9 +346,9 @@ fn a_known_source_waits_for_its_own_host_alone() {
         let source = RequestSource::Known(source.to_owned());
         request(ArbitratedAction::Off(target.to_owned()), source, Instant::now())
     };
-    let (first, effects) = net.hosts[0].claim(&off("x", "a"), Some(vec![1])).unwrap();
+    let (first, effects) = net.hosts[0].claim(&off("x", "a"), Some(vec![1]), Some(TERM)).unwrap();
     net.does(0, |_, _| effects);
-    let (second, effects) = net.hosts[0].claim(&off("y", "b"), Some(vec![2])).unwrap();
+    let (second, effects) = net.hosts[0].claim(&off("y", "b"), Some(vec![2]), Some(TERM)).unwrap();
     net.does(0, |_, _| effects);
     net.settle();
     assert_eq!(net.done(0), [ClaimEffect::Run(first)]);
@@ -707,6 +710,83 @@ fn a_source_that_goes_down_before_its_proof_is_not_believed() {
     assert!(net.done(0).contains(&ClaimEffect::Run(anew)));
 }
 
+/// A daemon stands still in the middle of an off: the others say so when its order can take effect no more,
+/// not before, and go on.
+#[test]
+fn a_member_that_holds_a_claim_for_longer_than_its_term_is_passed_over() {
+    let mut net = Net::new(3);
+    let stuck = net.shoot(2, "a", None);
+    net.settle();
+    assert_eq!(net.done(2), [ClaimEffect::Run(stuck)]);
+    assert_eq!(net.hosts[2].proved(stuck), Ok(()));
+    let waits = net.shoot(0, "b", None);
+    net.wait(0, 0);
+    net.wait(0, TERM.as_secs() + UNKNOWN_LIMIT.as_secs());
+    net.settle();
+    assert_eq!(net.done(0), []);
+    net.wait(0, TERM.as_secs() + UNKNOWN_LIMIT.as_secs() + 3);
+    net.settle();
+    assert_eq!(net.done(0), [ClaimEffect::Run(waits)]);
+    // It goes on, and has nothing to say any more.
+    net.does(2, |it, _| it.finished(stuck, Response::Failure, None));
+    net.settle();
+    assert_eq!(net.hosts[0].proved(waits), Ok(()));
+    assert_eq!(net.hosts.iter().map(ClusterArbiter::counts).collect::<Vec<_>>(), [(1, 0); 3]);
+}
+
+#[test]
+fn a_grant_of_a_member_that_was_passed_over_is_none() {
+    let mut net = Net::new(2);
+    let stuck = net.shoot(1, "a", None);
+    net.settle();
+    assert_eq!(net.done(1), [ClaimEffect::Run(stuck)]);
+    net.wait(0, 0);
+    net.wait(0, 60);
+    net.settle();
+    assert_eq!(net.hosts[1].proved(stuck), Err(Rejection::TurnLost));
+}
+
+/// A call hangs in its hypervisor: the host lives, and says that the order may still take effect.
+#[test]
+fn a_member_that_says_that_it_holds_a_claim_keeps_it() {
+    let mut net = Net::new(2);
+    let hangs = net.shoot(1, "a", None);
+    net.settle();
+    assert_eq!((net.done(1), net.hosts[1].proved(hangs)), (vec![ClaimEffect::Run(hangs)], Ok(())));
+    for second in 0..200 {
+        net.wait(0, second);
+        net.wait(1, second);
+        net.settle();
+    }
+    // Its word and that of the other cross.
+    net.wait(0, 300);
+    net.wait(1, 300);
+    net.order(1);
+    net.settle();
+    let waits = net.shoot(0, "b", None);
+    net.settle();
+    assert_eq!(net.done(0), []);
+    net.does(1, |it, _| it.finished(hangs, Response::Success, None));
+    net.settle();
+    assert_eq!(net.done(0), [ClaimEffect::Run(waits)]);
+}
+
+/// A claim of the last release says no end.
+#[test]
+fn a_claim_without_an_end_is_held() {
+    let mut net = Net::new(2);
+    let off = request(ArbitratedAction::Off("a".to_owned()), RequestSource::Unknown, net.start);
+    let (held, effects) = net.hosts[1].claim(&off, Some(Vec::new()), None).unwrap();
+    net.does(1, |_, _| effects);
+    net.settle();
+    assert_eq!(net.done(1), [ClaimEffect::Run(held)]);
+    net.shoot(0, "b", None);
+    net.wait(0, 0);
+    net.wait(0, 1000);
+    net.settle();
+    assert_eq!(net.done(0), []);
+}
+
 #[test]
 fn a_host_does_not_take_more_than_it_can_tell() {
     let mut net = Net::new(1);
@@ -724,9 +804,43 @@ fn a_host_does_not_take_more_than_it_can_tell() {
         arrived: net.start,
         deadline: net.start,
     };
-    assert_eq!(net.hosts[0].claim(&request, None).unwrap_err(), Rejection::ClaimsFull);
+    assert_eq!(net.hosts[0].claim(&request, None, None).unwrap_err(), Rejection::ClaimsFull);
     net.change(&[0]);
     let Some(HostMessage::Sync(sync)) = net.out[0].front() else { panic!("no sync") };
     assert_eq!(sync.in_flight.len() + sync.waiting.len(), CLAIM_LIMIT);
     assert!(net.out[0].front().unwrap().encode().is_ok());
+}
+
+/// Each host that works on it has to say so, and a change of the membership does not make it forgotten.
+#[test]
+fn a_power_off_that_hangs_holds_up_what_comes_from_its_target_and_nothing_else() {
+    let mut net = Net::new(3);
+    let hung = net.shoot(0, "a", Some("b"));
+    net.settle();
+    assert_eq!(net.done(0), [ClaimEffect::Run(hung)]);
+    net.hosts[0].proved(hung).unwrap();
+    net.ask(0, hung, 1);
+    net.settle();
+    let from_a = net.shoot(2, "c", Some("a"));
+    let first = net.shoot(2, "d", None);
+    net.settle();
+    assert_eq!(net.done(2), []);
+    net.send_as_owner(1, HostMessage::Hangs { asker: member(0), claim: hung, ask: Some(7) });
+    net.settle();
+    assert_eq!(net.done(2), [], "the asker has not said so");
+    net.does(0, |it, _| it.answered(hung, LateEffect::HangingOff, Response::Failure, None));
+    net.settle();
+    assert_eq!(net.done(2), [ClaimEffect::Run(first)]);
+    net.does(2, |it, _| it.finished(first, Response::Success, None));
+    net.settle();
+    net.change(&[0, 1, 2]);
+    net.settle();
+    let second = net.shoot(2, "d", None);
+    net.settle();
+    assert_eq!(net.done(2), [ClaimEffect::Run(second)]);
+    net.does(2, |it, _| it.finished(second, Response::Success, None));
+    net.reply(1, 0, hung);
+    net.does(0, |it, _| it.finished(hung, Response::Failure, None));
+    net.settle();
+    assert_eq!(net.done(2), [ClaimEffect::Run(from_a)]);
 }

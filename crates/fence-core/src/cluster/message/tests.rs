@@ -24,16 +24,14 @@ fn what() -> impl Strategy<Value = AskAction> {
 fn claim() -> impl Strategy<Value = ClaimMessage> {
     let source = prop::option::of(text(ID_LIMIT));
     let peer = prop::option::of(text(ID_LIMIT));
-    (any::<u64>(), what(), text(ID_LIMIT), source, peer)
-        .prop_map(|(id, what, target, source, peer)| ClaimMessage { id, what, target, source, peer })
+    (any::<u64>(), what(), text(ID_LIMIT), source, peer, prop::option::of(any::<u64>())).prop_map(
+        |(id, what, target, source, peer, term_ms)| ClaimMessage { id, what, target, source, peer, term_ms },
+    )
 }
 
 fn held() -> impl Strategy<Value = InFlightClaim> {
-    (claim(), any::<(bool, bool, bool)>()).prop_map(|(claim, (seen_off, lingers, answered))| InFlightClaim {
-        claim,
-        seen_off,
-        lingers,
-        answered,
+    (claim(), any::<(bool, bool, bool, bool)>()).prop_map(|(claim, (seen_off, lingers, answered, hangs))| {
+        InFlightClaim { claim, seen_off, lingers, answered, hangs }
     })
 }
 
@@ -113,7 +111,17 @@ fn message() -> impl Strategy<Value = HostMessage> {
         any::<u64>().prop_map(|id| HostMessage::Again { id }),
         (any::<u64>(), outcome()).prop_map(|(id, outcome)| HostMessage::Answered { id, outcome }),
         (any::<u64>(), outcome()).prop_map(|(id, outcome)| HostMessage::Lingers { id, outcome }),
+        (member(), any::<u64>(), any::<Option<u64>>()).prop_map(|(asker, claim, ask)| HostMessage::Hangs {
+            asker,
+            claim,
+            ask
+        }),
         (any::<u64>(), outcome()).prop_map(|(id, outcome)| HostMessage::Finished { id, outcome }),
+        (member(), any::<u64>(), prop::option::of(any::<u64>()))
+            .prop_map(|(asker, id, ask)| HostMessage::Holds { asker, id, ask }),
+        (member(), member(), any::<(u64, u64)>(), prop::option::of(any::<u64>())).prop_map(
+            |(member, asker, (id, renewed), ask)| HostMessage::Overdue { member, asker, id, ask, renewed }
+        ),
         ask().prop_map(HostMessage::Ask),
         (member(), any::<u64>()).prop_map(|(to, ask)| HostMessage::Cancel { to, ask }),
         numbers().prop_map(|(to, ask, left_ms)| HostMessage::Go { to, ask, left_ms }),
@@ -190,17 +198,16 @@ proptest! {
     }
 }
 
+fn off_of_t() -> ClaimMessage {
+    let source = Some("s".into());
+    ClaimMessage { id: 7, what: AskAction::Off, target: "t".into(), source, peer: None, term_ms: None }
+}
+
 /// Later daemons read the messages of today: these bytes must stay.
 #[test]
 fn the_form_of_messages() {
-    let claim = ClaimMessage {
-        id: 7,
-        what: AskAction::Off,
-        target: "t".into(),
-        source: Some("s".into()),
-        peer: None,
-    };
     let of = |message: HostMessage| String::from_utf8(message.encode().unwrap()).unwrap();
+    let claim = off_of_t();
     assert_eq!(
         of(HostMessage::Claim(claim.clone())),
         r#"{"v":1,"kind":"claim","id":7,"what":"off","target":"t","source":"s"}"#
@@ -233,7 +240,13 @@ fn the_form_of_messages() {
     assert_eq!(
         of(HostMessage::Sync(StateSync {
             n: 1,
-            in_flight: vec![InFlightClaim { claim, seen_off: true, lingers: false, answered: false }],
+            in_flight: vec![InFlightClaim {
+                claim,
+                seen_off: true,
+                lingers: false,
+                answered: false,
+                hangs: false
+            }],
             ..StateSync::default()
         })),
         concat!(
@@ -241,6 +254,25 @@ fn the_form_of_messages() {
             r#""in_flight":[{"claim":{"id":7,"what":"off","target":"t","source":"s"},"seen_off":true}],"#,
             r#""waiting":[],"acting":[]}"#
         )
+    );
+}
+
+/// The same of those about the end of a claim.
+#[test]
+fn the_form_of_ends() {
+    let of = |message: HostMessage| String::from_utf8(message.encode().unwrap()).unwrap();
+    let (asker, member) = (Member { node: 1, pid: 98 }, Member { node: 2, pid: 99 });
+    assert_eq!(
+        of(HostMessage::Claim(off_of_t().with_term(Some(Duration::from_secs(26))))),
+        r#"{"v":1,"kind":"claim","id":7,"what":"off","target":"t","source":"s","term_ms":26000}"#
+    );
+    assert_eq!(
+        of(HostMessage::Holds { asker, id: 7, ask: None }),
+        r#"{"v":1,"kind":"holds","asker":[1,98],"id":7}"#
+    );
+    assert_eq!(
+        of(HostMessage::Overdue { member, asker, id: 7, ask: Some(3), renewed: 0 }),
+        r#"{"v":1,"kind":"overdue","member":[2,99],"asker":[1,98],"id":7,"ask":3,"renewed":0}"#
     );
 }
 
@@ -383,7 +415,7 @@ fn inventories_come_in_parts() {
         })
         .collect();
     let (mut read, mut firsts, mut lasts) = (Vec::new(), Vec::new(), Vec::new());
-    for message in HostMessage::inventory(&domains) {
+    for message in HostMessage::inventory(&domains, true) {
         let bytes = message.encode().unwrap();
         let Some(HostMessage::Inventory { first, last, domains }) = HostMessage::decode(&bytes).unwrap()
         else {
@@ -396,7 +428,9 @@ fn inventories_come_in_parts() {
     assert_eq!((firsts, lasts), (vec![true, false, false], vec![false, false, true]));
     assert_eq!(read, domains);
     let none = HostMessage::Inventory { first: true, last: true, domains: Vec::new() };
-    assert_eq!(HostMessage::inventory(&[]), [none]);
+    assert_eq!(HostMessage::inventory(&[], true), [none]);
+    let parts = HostMessage::inventory(&domains, false);
+    assert!(parts.iter().all(|it| matches!(it, HostMessage::Inventory { last: false, .. })), "{parts:?}");
 }
 
 /// Whoever reads half a step must see that there was more.

@@ -9,6 +9,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use fence_config::{Backend as Settings, Config};
+use fence_core::arbiter::LateEffect;
 
 use tokio::time::sleep;
 
@@ -400,7 +401,7 @@ async fn what_was_claimed_holds_up_others_until_it_comes() {
         };
         drop(lease);
         // Nothing but a power-off: another off of it need not wait.
-        assert!(settled.is_but_for_off());
+        assert_eq!(settled.effect(), Some(LateEffect::PowerOff));
         // Looks go on for as long as it may come.
         let (looks, until) = (rig.runs("d").len(), Instant::now() + PATIENCE);
         while rig.runs("d").len() < looks + 4 {

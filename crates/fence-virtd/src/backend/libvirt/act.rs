@@ -3,8 +3,8 @@
 //!
 //! Runs on blocking threads. No action is reported as done before a reading showed its effect.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fence_core::domain::ActionError;
@@ -24,6 +24,7 @@ use crate::request::lease::Lease;
 use crate::request::trail::AgentRunTrail;
 use crate::util::boot_clock::since_boot;
 use crate::util::fault;
+use crate::util::locks::lock;
 
 mod saved;
 
@@ -215,6 +216,8 @@ pub(super) struct PowerOffProgress {
     pub(super) acted: bool,
     /// Instance that the hypervisor may still end, once it was told to: its number, if it has one.
     pub(super) ordered: Option<Option<u32>>,
+    /// Latest moment at which the hypervisor was told to. For whoever can't wait for a call that hangs.
+    pub(super) sent: Arc<Mutex<Option<Instant>>>,
     /// True once the hypervisor reported success.
     destroyed: bool,
     /// True once the instance was seen in a migration.
@@ -414,21 +417,18 @@ impl PowerOffRun<'_> {
         }
         // The last reading is fresh, so the hypervisor answers now. If it hangs from here on, only this one
         // call can still take effect late.
-        if let Err(lapsed) = self.lease.check() {
-            if !self.progress.acted {
-                return Err(lapsed.into());
-            }
-            let (state, reason) = (look(self.connection, uuid)?.words(), self.refusal.take());
-            return Err(ActionError::NoEffect { state, reason }.into());
-        }
+        self.check_lease()?;
         if self.progress.is_handed_over && self.order.other_end != OtherEnd::Found {
             self.memory.write_move(uuid);
         }
         if self.progress.processes.is_empty() {
             self.progress.processes = self.memory.note_processes(uuid);
         }
+        // Other hosts go on where this one stands still for too long.
+        self.check_lease()?;
         let had_acted = std::mem::replace(&mut self.progress.acted, true);
         let before = self.progress.ordered.replace(self.victim);
+        *lock(&self.progress.sent) = Some(Instant::now());
         let destroyed = domain.destroy();
         fault::reached("destroy_called");
         match destroyed {
@@ -450,6 +450,18 @@ impl PowerOffRun<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// Checks that the domain may be destroyed now.
+    fn check_lease(&mut self) -> Result<(), ActFailure> {
+        match self.lease.check() {
+            Err(lapsed) if !self.progress.acted => Err(lapsed.into()),
+            Err(_) => {
+                let (state, reason) = (look(self.connection, self.order.uuid)?.words(), self.refusal.take());
+                Err(ActionError::NoEffect { state, reason }.into())
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     /// Asks whether a job has the instance: a migration may be about to hand the machine over. Without an

@@ -2,8 +2,9 @@
 //! Power-offs whose end this daemon has not seen: the client is told of a failure, and the hypervisor may
 //! still carry the order out.
 //!
-//! What conflicts waits until a look shows the end ([`fence_core::unseen_power_off`] has the rule). One task
-//! for each such order; it must never make anything happen to a domain.
+//! What conflicts waits until a look shows the end ([`fence_core::unseen_power_off`] has the rule), or until
+//! the order hangs: then only what is for the same domain waits on, and what is known to come from it. One
+//! task for each such order; it must never make anything happen to a domain.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
@@ -19,7 +20,7 @@ use tracing::{info, warn};
 use super::act::{self, DomainReading, PowerOffProgress};
 use crate::hypervisor::{CallError, Hypervisor};
 use crate::intent::WrittenOrder;
-use crate::request::lease::{LateOffGuard, Lease};
+use crate::request::lease::Lease;
 use crate::util::locks::lock;
 
 /// Time for which a hypervisor is asked about an unfinished action before it is asked again.
@@ -35,6 +36,8 @@ pub(super) struct PowerOffWatch {
     uuid: Uuid,
     lease: Lease,
     pub(super) progress: Arc<Mutex<PowerOffProgress>>,
+    /// [`PowerOffProgress::sent`].
+    sent: Arc<Mutex<Option<Instant>>>,
     /// Nothing is ever sent. The channel closes with the last call.
     calls: (mpsc::Sender<Infallible>, mpsc::Receiver<Infallible>),
     is_over: bool,
@@ -42,8 +45,10 @@ pub(super) struct PowerOffWatch {
 
 impl PowerOffWatch {
     pub(super) fn new(home: &Arc<Hypervisor>, uuid: Uuid, lease: &Lease) -> Self {
-        let (home, lease, progress) = (Arc::clone(home), lease.clone(), Arc::default());
-        Self { home, uuid, lease, progress, calls: mpsc::channel(1), is_over: false }
+        let (home, lease, progress) = (Arc::clone(home), lease.clone(), PowerOffProgress::default());
+        let sent = Arc::clone(&progress.sent);
+        let progress = Arc::new(Mutex::new(progress));
+        Self { home, uuid, lease, progress, sent, calls: mpsc::channel(1), is_over: false }
     }
 
     /// Returns the sign of a call with the order, which the call keeps to its end.
@@ -75,27 +80,66 @@ impl Drop for PowerOffWatch {
         let order = DeviceOrder::at_hypervisor(false);
         let written = self.lease.trail().intent().map(|it| it.take_over(&order));
         let (home, uuid, request) = (Arc::clone(&self.home), self.uuid, self.lease.request());
-        let (late_off, progress) = (self.lease.late_off(), Arc::clone(&self.progress));
+        let (mut late_off, progress) = (self.lease.late_off(), Arc::clone(&self.progress));
+        let (sent, lease_end) = (Arc::clone(&self.sent), self.lease.until());
         runtime.spawn(async move {
-            // A call that has not returned holds up everything by itself.
-            while calls.recv().await.is_some() {}
-            let ordered = lock(&progress).ordered;
-            if let Some(instance) = ordered {
-                settle(&home, uuid, (instance, request), &late_off, written.as_ref()).await;
+            let over = async {
+                while calls.recv().await.is_some() {}
+                let ordered = lock(&progress).ordered;
+                let seen = match ordered {
+                    Some(instance) => settle(&home, uuid, (instance, request), written.as_ref()).await,
+                    None => None,
+                };
+                written.into_iter().for_each(WrittenOrder::settled);
+                seen
+            };
+            tokio::pin!(over);
+            let seen = tokio::select! {
+                seen = &mut over => seen,
+                () = until_hangs(&sent, lease_end) => {
+                    warn_of_hang(&home, uuid, request);
+                    late_off.hangs();
+                    over.await
+                }
+            };
+            if let Some(since) = seen {
+                late_off.seen_off(since);
             }
-            written.into_iter().for_each(WrittenOrder::settled);
         });
     }
 }
 
-/// Waits until the order can take effect no more.
+/// Waits for the moment from which an order hangs whose end is not known by then.
+async fn until_hangs(sent: &Mutex<Option<Instant>>, lease_end: Instant) {
+    let began = Instant::now();
+    loop {
+        let sent = lock(sent).unwrap_or(began);
+        let from = UnseenPowerOff::hangs_from(sent, lease_end);
+        if Instant::now() >= from {
+            return;
+        }
+        tokio::time::sleep_until(from.into()).await;
+    }
+}
+
+fn warn_of_hang(home: &Hypervisor, uuid: Uuid, request: u64) {
+    warn!(
+        %uuid, request, uri = home.uri(),
+        "libvirt hangs in a power-off of this machine, and may carry that out at any later time. Requests \
+         for this machine, and those known to come from it, wait on; all others wait no more. If one of \
+         them comes from this machine, both machines may go down. Restart that libvirtd: machines that run \
+         go on"
+    );
+}
+
+/// Waits until the order can take effect no more. Returns the beginning of the look that showed the machine
+/// off, if one did.
 async fn settle(
     home: &Arc<Hypervisor>,
     uuid: Uuid,
     (instance, request): (Option<u32>, u64),
-    late_off: &LateOffGuard,
     written: Option<&WrittenOrder>,
-) {
+) -> Option<Instant> {
     let limit = UnseenPowerOff::LIMIT;
     warn!(
         %uuid, request, uri = home.uri(),
@@ -112,12 +156,9 @@ async fn settle(
         match order.look((began, Instant::now()), look) {
             PowerOffEnd::Open => {}
             end => {
-                if end == PowerOffEnd::SeenOff {
-                    late_off.seen_off(began);
-                }
                 let is_off = end == PowerOffEnd::SeenOff;
                 info!(%uuid, request, is_off, "the order to libvirt can take effect no more");
-                return;
+                return is_off.then_some(began);
             }
         }
         if let (None, Some(_), Some(written)) = (was_bound, order.until(), written) {

@@ -265,11 +265,17 @@ fn within_the_sandbox() {
             let proofs = DownEvidence::new(&fence_config::HostDown::Pacemaker);
             let before = fence_core::host_down::Moment::default();
             let host = |name: &str| proofs.lost(5, Some(name.to_owned()), before);
-            let proof = host("elsewhere").proved(Instant::now() + PATIENCE).await.unwrap();
+            let proof = host("elsewhere")
+                .proved(crate::host_down::clock::now(), Instant::now() + PATIENCE)
+                .await
+                .unwrap();
             assert!(proof.evidence().unwrap().contains("a human"), "{proof:?}");
             let nosuch = host("nosuch");
             let reason = loop {
-                let reason = nosuch.proved(Instant::now() + Duration::from_secs(2)).await.unwrap_err();
+                let reason = nosuch
+                    .proved(crate::host_down::clock::now(), Instant::now() + Duration::from_secs(2))
+                    .await
+                    .unwrap_err();
                 if !reason.contains("nobody was asked in time") {
                     break reason;
                 }

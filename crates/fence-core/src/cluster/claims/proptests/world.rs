@@ -8,7 +8,7 @@ mod group;
 mod late;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fence_wire::Response;
 
@@ -62,6 +62,8 @@ struct Job {
     life: u32,
     step: Step,
     ask: Option<(Member, u64)>,
+    /// End of its client's patience: no order is given from then on.
+    until: Instant,
 }
 
 /// Request at the host that does the work.
@@ -71,14 +73,16 @@ struct Served {
     claim: u64,
     /// `Waiting`: the asker has not said `go`.
     step: Step,
+    /// Moment of its `taken`, and then the end of the time that the asker has left it.
+    until: Instant,
 }
 
 /// Packet that corosync passes on.
 #[derive(Clone, Debug)]
 enum Packet {
     Said(HostMessage),
-    /// `go` of the asker, of which the arbiter knows nothing.
-    Go(Member, u64),
+    /// `go` of the asker, of which the arbiter knows nothing, with the time that is left.
+    Go(Member, u64, Duration),
 }
 
 #[derive(Clone, Debug)]
@@ -118,6 +122,8 @@ pub(super) enum Faults {
     Daemons,
     /// Daemons are killed in the middle of a power-off, and begin anew.
     Kills,
+    /// Daemons are stopped in the middle of anything, for long, and go on.
+    Stops,
     /// Hosts lose each other as well.
     Everything,
 }
@@ -240,14 +246,7 @@ impl World {
         self.rest();
         self.pass(late::LIMIT);
         self.arrive();
-        let acts = |host: &Host| {
-            let is_at_it = |it: Step| it == Step::Acting;
-            host.jobs.values().any(|it| is_at_it(it.step)) || host.served.values().any(|it| is_at_it(it.step))
-        };
-        while !self.hosts.iter().flatten().any(acts) {
-            let Some(event) = self.events().first().copied() else { break };
-            self.happen(event);
-        }
+        self.until_somebody_acts();
         for place in 0..self.hosts.len() {
             self.happen(Event::Kill(place));
         }
@@ -256,6 +255,54 @@ impl World {
         }
         self.is_late_slow = true;
         self.go_on(draws);
+    }
+
+    /// As [`Self::run`], where the daemon that carries the first request out stands still in the middle of
+    /// it, so many ticks after it came, and goes on any time later.
+    pub(super) fn run_with_a_stop(&mut self, ticks: u32, draws: &[u16]) {
+        self.rest();
+        self.pass(late::LIMIT);
+        self.arrive();
+        let place = self.until_somebody_acts();
+        (0..ticks).for_each(|_| self.happen(Event::Tick));
+        if let Some(place) = place {
+            self.happen(Event::Stop(place));
+        }
+        self.is_late_slow = true;
+        for draw in draws {
+            for _ in 0..draw / 16 % 32 {
+                let events = self.events();
+                let Some(event) = events.get(usize::from(draw / 512) % events.len().max(1)) else { break };
+                self.happen(*event);
+            }
+            let late = self.late.keys().next().copied();
+            match (draw % 16, late, place) {
+                (0..=3, Some(late), _) => self.happen(Event::Late(late)),
+                (4, _, Some(place)) => self.happen(Event::Continue(place)),
+                (5..=7, ..) if !self.plans.is_empty() => self.arrive(),
+                _ => self.happen(Event::Tick),
+            }
+        }
+        self.go_on(&[]);
+    }
+
+    /// Lets things happen until a daemon is about to give an order, and returns where.
+    fn until_somebody_acts(&mut self) -> Option<Place> {
+        let is_at_it = |it: Step| it == Step::Acting;
+        let acts = |host: &Option<Host>| {
+            let host = host.as_ref()?;
+            let mut steps =
+                host.jobs.values().map(|it| it.step).chain(host.served.values().map(|it| it.step));
+            steps.any(is_at_it).then_some(())
+        };
+        loop {
+            let place = self.hosts.iter().position(|it| acts(it).is_some());
+            let event = self.events().first().copied().filter(|_| place.is_none());
+            match event {
+                Some(event) => self.happen(event),
+                None => return place,
+            }
+        }
     }
 
     fn go_on(&mut self, draws: &[u16]) {
@@ -335,9 +382,12 @@ impl World {
                 events.extend([Event::Hear(place); 3]);
             }
             let busy = |it: Step| !matches!(it, Step::Waiting | Step::Asking);
+            let hangs = |key, step| step == Step::Acting && self.hangs(key);
             let jobs = host.jobs.iter().filter(|(_, it)| busy(it.step));
+            let jobs = jobs.filter(|(id, it)| !hangs((host.member, **id), it.step));
             events.extend(jobs.map(|(id, _)| Event::Do(place, *id)));
             let served = host.served.iter().filter(|(_, it)| busy(it.step));
+            let served = served.filter(|((asker, _), it)| !hangs((*asker, it.claim), it.step));
             events.extend(served.map(|(key, _)| Event::Serve(place, *key)));
             let settled = host.restored.iter().filter(|(_, order)| !self.late.contains_key(order));
             events.extend(settled.map(|(id, _)| Event::Settle(place, *id)));
@@ -351,8 +401,8 @@ impl World {
     /// Returns the faults that may happen now.
     fn faulty(&self) -> Vec<Event> {
         let mut events = vec![Event::Tick];
-        if self.faults == Faults::Kills {
-            events.extend(self.kills());
+        if matches!(self.faults, Faults::Kills | Faults::Stops) {
+            events.extend(if self.faults == Faults::Kills { self.kills() } else { self.stops() });
             events.extend(self.late.keys().map(|it| Event::Late(*it)));
             return events;
         }
@@ -414,6 +464,21 @@ impl World {
         places.filter_map(event).collect()
     }
 
+    /// Returns the stops of daemons that do something, and what goes on. Most stops are long ones.
+    fn stops(&self) -> Vec<Event> {
+        let mut events = vec![Event::Tick; 4];
+        for (place, host) in self.hosts.iter().enumerate() {
+            match host {
+                Some(host) if host.stopped => events.push(Event::Continue(place)),
+                Some(host) if self.patience > 0 && !(host.jobs.is_empty() && host.served.is_empty()) => {
+                    events.extend([Event::Stop(place); 3]);
+                }
+                _ => {}
+            }
+        }
+        events
+    }
+
     fn happen(&mut self, event: Event) {
         self.event += 1;
         match event {
@@ -437,6 +502,7 @@ impl World {
             Event::Stop(place) => {
                 self.patience -= 1;
                 self.host(place).stopped = true;
+                self.leave_orders(place);
             }
             Event::Continue(place) => {
                 if let Some(host) = &mut self.hosts[place] {

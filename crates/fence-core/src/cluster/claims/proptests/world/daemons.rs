@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The hosts' daemons of the world: requests of guests, and asks between hosts.
 
+use super::late::TERM;
 use super::{Guest, Job, Packet, Place, Plan, Served, Step, World, node};
 use crate::arbiter::{ArbiterRequest, PeerId, SharedResult};
 use crate::cluster::claims::ClaimEffect;
@@ -36,8 +37,9 @@ impl World {
             deadline: self.start,
         };
         let source_at = sight.known.then(|| vec![node(sight.home)]);
-        let (id, effects) = host.claims.claim(&request, source_at).unwrap();
-        host.jobs.insert(id, Job { plan, life, step: Step::Waiting, ask: None });
+        let (id, effects) = host.claims.claim(&request, source_at, Some(TERM)).unwrap();
+        let until = self.now + TERM;
+        host.jobs.insert(id, Job { plan, life, step: Step::Waiting, ask: None, until });
         if !host.joined {
             self.claimed.insert((host.member, id), self.event);
         }
@@ -128,6 +130,8 @@ impl World {
                 });
                 self.send(place, Packet::Said(message));
             }
+            // As late as it can: right before the order.
+            Step::Acting if self.now >= job.until => self.finish(place, id, Response::Failure),
             Step::Acting if job.plan.kind == Kind::On => {
                 self.guests.power_on(job.plan.target);
                 self.to(place, id, Step::Ending);
@@ -185,10 +189,10 @@ impl World {
             HostMessage::Ask(ask) if ask.to == me => {
                 let claim = ask.claim.as_ref().unwrap();
                 let plan = self.plan_of(from, claim);
-                let id = claim.id;
+                let (id, until) = (claim.id, self.now);
                 self.host(place)
                     .served
-                    .insert((from, ask.ask), Served { plan, claim: id, step: Step::Waiting });
+                    .insert((from, ask.ask), Served { plan, claim: id, step: Step::Waiting, until });
                 self.send_as_owner(place, HostMessage::Taken { asker: from, ask: ask.ask, claim: id });
             }
             HostMessage::Cancel { to, ask } if to == me => {
@@ -199,11 +203,11 @@ impl World {
                 }
             }
             HostMessage::Taken { asker, ask, claim } if asker == me => {
-                let wanted = self.host(place).jobs.get(&claim).is_some_and(|it| it.ask == Some((from, ask)));
-                let packet = if wanted {
-                    Packet::Go(from, ask)
-                } else {
-                    Packet::Said(HostMessage::Cancel { to: from, ask })
+                let now = self.now;
+                let job = self.host(place).jobs.get(&claim).filter(|it| it.ask == Some((from, ask)));
+                let packet = match job {
+                    Some(job) => Packet::Go(from, ask, job.until.saturating_duration_since(now)),
+                    None => Packet::Said(HostMessage::Cancel { to: from, ask }),
                 };
                 self.send(place, packet);
             }
@@ -255,6 +259,9 @@ impl World {
     pub(super) fn serve(&mut self, place: Place, key: (Member, u64)) {
         let served = self.host(place).served[&key];
         let next = match served.step {
+            Step::Acting if self.now >= served.until => {
+                return self.reply(place, key, AskEnd::NothingDone(String::new()));
+            }
             Step::Acting if served.plan.kind == Kind::On => {
                 self.guests.power_on(served.plan.target);
                 Step::Ending
@@ -341,10 +348,17 @@ impl World {
                 && plan.target != by.target
         };
         for host in self.hosts.iter().flatten() {
-            for job in host.jobs.values().filter(|it| matches!(it.step, Step::Acting | Step::Down)) {
+            // Beyond its time no order is given any more, and while a daemon stands still nothing is done; an
+            // order that was given may come late.
+            let acts = |step, until| match step {
+                Step::Acting => self.now < until,
+                Step::Down => !host.stopped || self.now < until,
+                _ => false,
+            };
+            for job in host.jobs.values().filter(|it| acts(it.step, it.until)) {
                 assert!(!exposed(job.plan), "{by:?} takes the source of {job:?} down");
             }
-            for served in host.served.values().filter(|it| matches!(it.step, Step::Acting | Step::Down)) {
+            for served in host.served.values().filter(|it| acts(it.step, it.until)) {
                 assert!(!exposed(served.plan), "{by:?} takes the source of {served:?} down");
             }
         }

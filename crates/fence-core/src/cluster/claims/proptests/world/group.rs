@@ -137,11 +137,12 @@ impl World {
                 self.take_ask_message(place, from, message);
                 Vec::new()
             }
-            Heard::Packet(from, Packet::Go(to, ask)) => {
+            Heard::Packet(from, Packet::Go(to, ask, left)) => {
                 if to == me
                     && let Some(served) = host.served.get_mut(&(from, ask))
                 {
                     served.step = Step::Acting;
+                    served.until += left;
                 }
                 Vec::new()
             }

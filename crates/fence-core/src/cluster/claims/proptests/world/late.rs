@@ -15,6 +15,8 @@ use crate::domain::TargetKind;
 use crate::schedules::{Kind, source, uuid};
 
 pub(super) const TICK: Duration = Duration::from_secs(1);
+/// Time for which a client waits: no order is given later.
+pub(super) const TERM: Duration = Duration::from_secs(6);
 /// Longest time for which an order may take effect after its daemon was killed.
 pub(super) const LIMIT: Duration = Duration::from_secs(4);
 
@@ -44,11 +46,26 @@ fn terms(target: &str, _: Option<Member>) -> OrphanTerms {
 impl World {
     /// Kills a daemon. Orders that it gave, and that have not taken effect, may come late.
     pub(super) fn kill(&mut self, place: Place) {
-        let Some(host) = self.hosts[place].take() else { return };
-        let own = host.jobs.iter().map(|(id, it)| ((host.member, *id), it.step, it.plan));
-        let of_others = host.served.iter().map(|((asker, _), it)| ((*asker, it.claim), it.step, it.plan));
-        for (key, _, plan) in
-            own.chain(of_others).filter(|(_, step, plan)| *step == Step::Acting && plan.kind != Kind::On)
+        self.leave_orders(place);
+        self.hosts[place] = None;
+        let hosts = &self.hosts;
+        let is_known = |key| hosts.iter().flatten().any(|it| it.claims.knows(key));
+        for order in self.late.values_mut() {
+            order.was_unknown |= !order.keys.iter().any(|key| is_known(*key));
+        }
+    }
+
+    /// Leaves the orders that a daemon gives at this moment to its hypervisors and devices.
+    pub(super) fn leave_orders(&mut self, place: Place) {
+        let Some(host) = &self.hosts[place] else { return };
+        let now = self.now;
+        let own = host.jobs.iter().map(|(id, it)| ((host.member, *id), it.step, it.plan, it.until));
+        let of_others =
+            host.served.iter().map(|((asker, _), it)| ((*asker, it.claim), it.step, it.plan, it.until));
+        let acts =
+            |step: Step, plan: Plan, until| step == Step::Acting && plan.kind != Kind::On && now < until;
+        for (key, _, plan, _) in
+            own.chain(of_others).filter(|(_, step, plan, until)| acts(*step, *plan, *until))
         {
             let number = self.event * 100 + u64::try_from(self.late.len()).unwrap();
             let order = LateOrder {
@@ -60,11 +77,11 @@ impl World {
             };
             self.late.insert(number, order);
         }
-        let hosts = &self.hosts;
-        let is_known = |key| hosts.iter().flatten().any(|it| it.claims.knows(key));
-        for order in self.late.values_mut() {
-            order.was_unknown |= !order.keys.iter().any(|key| is_known(*key));
-        }
+    }
+
+    /// Returns whether the order of a claim has not returned from the hypervisor or device.
+    pub(super) fn hangs(&self, key: (Member, u64)) -> bool {
+        self.late.values().any(|it| it.keys.contains(&key))
     }
 
     /// Takes in the orders of earlier daemons of this host.
@@ -122,7 +139,16 @@ impl World {
         let now = self.now;
         let Some(host) = self.hosts[place].as_mut().filter(|it| !it.stopped) else { return };
         let effects = host.claims.expire_orphans(now, LIMIT, terms);
+        let late: Vec<_> = host.jobs.iter().filter(|(_, it)| now >= it.until).collect();
+        let late: Vec<_> = late.into_iter().map(|(id, it)| (*id, it.step)).collect();
         self.obey(place, effects);
+        for (id, step) in late {
+            match step {
+                Step::Waiting | Step::Proving => self.withdraw(place, id),
+                Step::Asking => self.give_up(place, id),
+                Step::Acting | Step::Down | Step::SeenOff | Step::Ending => {}
+            }
+        }
     }
 
     /// Asserts that nobody loses the source of a late order while it takes effect. Of an order that nobody
