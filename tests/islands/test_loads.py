@@ -47,6 +47,17 @@ def test_a_load_costs_fences_nothing(lab, row, maker, note):
         assert loaded[2] < 3 * quiet[2] + 5000
 
 
+def test_who_has_the_key_costs_one_turn_at_most(lab, note):
+    """An off of somebody with blue's key may be about a machine of blue that asks, so one that is never proved holds up blue's. However
+    many they are, a fence of blue's comes before all but the one that has its turn."""
+    row = next(it for it in rows.ROWS if it.waits and rows.OWN in it.makers and not it.slow)
+    figures = rows.measure(lab, row, rows.OWN, 10)
+    note(f"{[round(it.seconds, 2) for it in figures.loaded]} s beside the load")
+    assert not figures.failed(), figures
+    # A turn is not proved for 2 s.
+    assert rows.seconds(figures.loaded, 0.99) < rows.seconds(figures.quiet, 0.99) + 2 * 2 + 1
+
+
 def test_the_key_of_all_does_not_fence(site):
     """Whoever has it may be anybody: the groups do not let it fence blue, beside clients that are silent too."""
     red = wire.FakeClient(site.red, wire.read_key(site.keys["red"]))

@@ -49,9 +49,10 @@
 //! sets of domains with keys of their own are islands: where no target of one is a target or a possible
 //! source of the other, nothing of one waits for the other, whatever hangs there.
 //!
-//! The order is that of submission, and a waiting request holds up later ones as one in flight does, so
-//! nothing is overtaken by what it conflicts with. A request waits only for earlier ones or ones in flight,
-//! so there is no deadlock; and each ends by its deadline at the latest, so there is no starvation.
+//! The order is that of submission, but for what goes behind (below), and a waiting request holds up later
+//! ones as one in flight does, so nothing else is overtaken by what it conflicts with. A request waits only
+//! for earlier ones or ones in flight, so there is no deadlock; and each ends by its deadline at the latest,
+//! so there is no starvation.
 //!
 //! A request joins when the last request for its target that is not over asks the same. With another one
 //! between (off, on, off) it takes its turn behind that, for it must not be told "off" of a domain that is
@@ -61,6 +62,13 @@
 //! A look at the target says nothing to a request that arrived after that look began: the domain may have
 //! been started in between. So when a target is seen off, those that joined and arrived too late for that
 //! look take their turn, and of those that are submitted later only one that arrived before it may join.
+//!
+//! Who lets turns pass goes behind. A request that was told to run and whose client gives no proof holds up
+//! what conflicts with it for as long as a proof may take. So each such turn of a sender ([`SenderId`],
+//! [`Arbiter::wasted`]) puts what else it has waiting behind all conflicting requests of senders with fewer
+//! of them. A proof ([`Arbiter::proved`]), or [`VICTIM_MEMORY`] without a further one, makes up for all. At
+//! any moment all that wait stand in one line, so there is no deadlock; and no request waits behind others
+//! for what it joined: it leaves one that falls behind it.
 //!
 //! # One survivor
 //! Whatever a set of nodes sends for each other, one of them stays up, as far as this one daemon does the
@@ -98,7 +106,7 @@
 //! nothing could be fenced while a hypervisor stands still. So V may be one of those that shoot, and go down
 //! later itself. That is given up, from the moment on when the caller says that the power-off hangs.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -116,6 +124,8 @@ mod tests;
 pub const VICTIM_MEMORY: Duration = Duration::from_secs(120);
 /// Victims that are remembered; of more the oldest is forgotten (late proof still stands).
 const VICTIM_LIMIT: usize = 4096;
+/// Senders whose wasted turns are remembered; of more the oldest is forgotten.
+const SENDER_LIMIT: usize = 4096;
 
 /// Requested action and its target: a UUID in canonical text. Text, because claims come from other hosts, and
 /// any identifier in them orders requests as well.
@@ -160,6 +170,11 @@ pub struct TargetName(Arc<str>);
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PeerId(pub String);
 
+/// Identifier of the address that a request comes from, for the order of turns alone. Machines behind a NAT
+/// share one.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct SenderId(pub String);
+
 /// Request whose target was resolved and whose source is allowed.
 #[derive(Clone, Debug)]
 pub struct ArbiterRequest {
@@ -173,6 +188,8 @@ pub struct ArbiterRequest {
     pub source: RequestSource,
     /// Peer of the request; none where it can't be told from others.
     pub peer: Option<PeerId>,
+    /// Sender of the request; none where its requests always keep the order of submission.
+    pub sender: Option<SenderId>,
     /// Word that names the target: what is found of one UUID is no result for its name, nor the other way
     /// round. So these never join.
     pub by: TargetKind,
@@ -222,8 +239,12 @@ pub enum LateEffect {
 pub struct Arbiter {
     /// Requests in order of submission.
     entries: Vec<ArbiterEntry>,
+    /// Number of submissions so far.
+    submitted: u64,
     /// Domains that requests powered off, with the time when each was last seen off; oldest first.
     victims: Vec<(String, Instant)>,
+    /// Senders that let turns pass: the number of turns since the last proof, and the time of the last one.
+    wasted: HashMap<SenderId, (u32, Instant)>,
 }
 
 impl Arbiter {
@@ -248,9 +269,11 @@ impl Arbiter {
         }
         let is_same = |it: &&ArbiterEntry| it.request.work == request.work && it.request.by == request.by;
         let same_work = same_target.next_back().filter(is_same);
-        let joins = same_work.map(ArbiterEntry::leader).filter(|it| self.may_join(*it, request.arrived));
+        let rank = self.rank(&request);
+        let joins =
+            same_work.map(ArbiterEntry::leader).filter(|it| self.may_join(*it, request.arrived, rank));
         let state = joins.map_or(EntryState::Waiting, EntryState::Joined);
-        self.entries.push(ArbiterEntry { request, state, again: false });
+        self.push(request, state);
         Ok(match joins {
             Some(leader) => SubmitResult::Joined(leader),
             None if self.start(self.entries.len() - 1) => SubmitResult::Run,
@@ -258,9 +281,15 @@ impl Arbiter {
         })
     }
 
+    fn push(&mut self, request: ArbiterRequest, state: EntryState) {
+        let line = (self.rank(&request), self.submitted);
+        self.submitted += 1;
+        self.entries.push(ArbiterEntry { request, state, again: false, line });
+    }
+
     /// Adds a request that is in flight already, whatever it conflicts with.
     pub fn install(&mut self, request: ArbiterRequest) {
-        self.entries.push(ArbiterEntry { request, state: EntryState::Running(OpenTo::All), again: false });
+        self.push(request, EntryState::Running(OpenTo::All));
     }
 
     /// Adds work of an earlier daemon that is over, but whose effect may still come. None may join it.
@@ -271,7 +300,7 @@ impl Arbiter {
     /// Adds a request that was answered already, and of which a part may still take effect. None may join it.
     pub fn install_answered(&mut self, request: ArbiterRequest, effect: LateEffect) {
         let state = EntryState::Held { effect, is_seen_off: false };
-        self.entries.push(ArbiterEntry { request, state, again: false });
+        self.push(request, state);
     }
 
     /// Returns whether a request that is not in flight is to take the target of `id` down.
@@ -299,7 +328,7 @@ impl Arbiter {
         };
         let request = &self.entries[place].request;
         let holds_up = |(other, it): &(usize, &ArbiterEntry)| {
-            *other != place && self.comes_first(*other, it, place) && self.endangers(it, request)
+            *other != place && self.comes_first(it, &self.entries[place]) && self.endangers(it, request)
         };
         let others = self.entries.iter().enumerate().filter(holds_up);
         others.map(|(_, it)| it.request.id).collect()
@@ -321,7 +350,7 @@ impl Arbiter {
             _ => return decisions,
         };
         let victim = entry.request.work.target().map(str::to_owned);
-        self.release_joined(id, |it| it.arrived > since);
+        self.release_joined(id, |it| it.request.arrived > since);
         if let Some(victim) = victim {
             self.took_down(now, victim, &mut decisions);
         }
@@ -396,6 +425,32 @@ impl Arbiter {
         decisions
     }
 
+    /// Records that the client of `id`, which was told to run, gave no proof in its turn.
+    /// [`Arbiter::abandoned`] follows.
+    pub fn wasted(&mut self, now: Instant, id: u64) -> Vec<ArbiterDecision> {
+        let mut decisions = Vec::new();
+        let Some(sender) = self.sender(id) else { return decisions };
+        if !self.wasted.contains_key(&sender) && self.wasted.len() >= SENDER_LIMIT {
+            let oldest = self.wasted.iter().min_by_key(|(_, (_, last))| *last).map(|(it, _)| it.clone());
+            if let Some(oldest) = oldest {
+                self.wasted.remove(&oldest);
+            }
+        }
+        let (count, last) = self.wasted.entry(sender).or_insert((0, now));
+        (*count, *last) = (count.saturating_add(1), now);
+        self.go_on(now, &mut decisions);
+        decisions
+    }
+
+    /// Records that the client of `id`, which was told to run, gave its proof.
+    pub fn proved(&mut self, now: Instant, id: u64) -> Vec<ArbiterDecision> {
+        let mut decisions = Vec::new();
+        if self.sender(id).is_some_and(|it| self.wasted.remove(&it).is_some()) {
+            self.go_on(now, &mut decisions);
+        }
+        decisions
+    }
+
     /// Records that a request ends and nothing was done for it: its proof failed, or its client left before
     /// the action. Allowed in any state. The caller knows already, so there is no [`ArbiterDecision::Drop`]
     /// for it. The first request that joined it takes over.
@@ -449,18 +504,41 @@ impl Arbiter {
     fn go_on(&mut self, now: Instant, decisions: &mut Vec<ArbiterDecision>) {
         self.drop_all(|it| now >= it.deadline, Rejection::DeadlinePassed, decisions);
         self.leave_stuck();
-        for place in 0..self.entries.len() {
+        self.rank_all(now);
+        let mut places: Vec<usize> = (0..self.entries.len()).collect();
+        places.sort_by_key(|it| self.entries[*it].line);
+        for place in places {
             if self.entries[place].state == EntryState::Waiting && self.start(place) {
                 decisions.push(ArbiterDecision::Run(self.entries[place].request.id));
             }
         }
     }
 
+    /// Brings the ranks up to date. Whoever joined a request that fell behind it takes its own turn.
+    fn rank_all(&mut self, now: Instant) {
+        self.wasted.retain(|_, (_, last)| now.saturating_duration_since(*last) < VICTIM_MEMORY);
+        for place in 0..self.entries.len() {
+            self.entries[place].line.0 = self.rank(&self.entries[place].request);
+        }
+        let waiting = self.entries.iter().filter(|it| it.state == EntryState::Waiting && it.line.0 > 0);
+        for (id, line) in waiting.map(|it| (it.request.id, it.line)).collect::<Vec<_>>() {
+            self.release_joined(id, |it| it.line < line);
+        }
+    }
+
+    fn rank(&self, request: &ArbiterRequest) -> u32 {
+        request.sender.as_ref().and_then(|it| self.wasted.get(it)).map_or(0, |(count, _)| *count)
+    }
+
+    fn sender(&self, id: u64) -> Option<SenderId> {
+        self.entries.iter().find(|it| it.request.id == id)?.request.sender.clone()
+    }
+
     /// Puts a waiting request in flight if no other request holds it up.
     fn start(&mut self, place: usize) -> bool {
         let held_up = self.entries.iter().enumerate().any(|(other, it)| {
             other != place
-                && self.comes_first(other, it, place)
+                && self.comes_first(it, &self.entries[place])
                 && self.holds_up(it, &self.entries[place].request)
         });
         if !held_up {
@@ -470,8 +548,8 @@ impl Arbiter {
     }
 
     /// Returns whether an entry has its turn before another one with which it conflicts.
-    fn comes_first(&self, place: usize, entry: &ArbiterEntry, other: usize) -> bool {
-        entry.in_flight() || place < other && !self.is_stuck(&entry.request)
+    fn comes_first(&self, entry: &ArbiterEntry, other: &ArbiterEntry) -> bool {
+        entry.in_flight() || entry.line < other.line && !self.is_stuck(&entry.request)
     }
 
     /// Returns whether a request waits for a power-off that hangs, since it comes from the target.
@@ -491,7 +569,7 @@ impl Arbiter {
         let is_stuck = |it: &&ArbiterEntry| !it.in_flight() && self.is_stuck(&it.request);
         let stuck: HashSet<u64> = self.entries.iter().filter(is_stuck).map(|it| it.request.id).collect();
         for id in &stuck {
-            self.release_joined(*id, |it| !stuck.contains(&it.id));
+            self.release_joined(*id, |it| !stuck.contains(&it.request.id));
         }
     }
 
@@ -526,10 +604,10 @@ impl Arbiter {
     }
 
     /// Returns whether a request that arrived at this moment may join this one.
-    fn may_join(&self, leader: u64, arrived: Instant) -> bool {
+    fn may_join(&self, leader: u64, arrived: Instant, rank: u32) -> bool {
         let leader = self.entries.iter().find(|it| it.request.id == leader);
         leader.is_some_and(|it| match it.state {
-            EntryState::Waiting => !self.is_stuck(&it.request),
+            EntryState::Waiting => !self.is_stuck(&it.request) && it.line.0 <= rank,
             EntryState::Running(open) | EntryState::SeenOff(open) => match open {
                 OpenTo::All => true,
                 OpenTo::ArrivedBy(since) => arrived <= since,
@@ -561,13 +639,12 @@ impl Arbiter {
 
     /// Takes these of the requests that joined `id` out of it. The first of them waits in its own name, and
     /// the others join that one.
-    fn release_joined(&mut self, id: u64, which: impl Fn(&ArbiterRequest) -> bool) {
-        let mut heir = None;
-        for it in self.entries.iter_mut().filter(|it| it.state == EntryState::Joined(id)) {
-            if which(&it.request) {
-                it.state = heir.map_or(EntryState::Waiting, EntryState::Joined);
-                heir.get_or_insert(it.request.id);
-            }
+    fn release_joined(&mut self, id: u64, which: impl Fn(&ArbiterEntry) -> bool) {
+        let leaves = |it: &ArbiterEntry| it.state == EntryState::Joined(id) && which(it);
+        let leaving = self.entries.iter().filter(|it| leaves(it));
+        let Some(heir) = leaving.min_by_key(|it| it.line).map(|it| it.request.id) else { return };
+        for it in self.entries.iter_mut().filter(|it| leaves(it)) {
+            it.state = if it.request.id == heir { EntryState::Waiting } else { EntryState::Joined(heir) };
         }
     }
 
@@ -598,6 +675,8 @@ struct ArbiterEntry {
     state: EntryState,
     /// Marks one whose target may go off once more after it was seen off.
     again: bool,
+    /// Number of turns that its sender let pass, and number of the submission: those with less come first.
+    line: (u32, u64),
 }
 
 /// Requests that may join a request.

@@ -84,8 +84,11 @@ struct Live {
     again: bool,
     /// Nodes that could have shown its key when it came.
     island: Island,
-    /// Marks one that waited for a power-off that hung, and was overtaken meanwhile.
-    was_stuck: bool,
+    /// Marks one that waited for a power-off that hung, or whose sender let turns pass, and was overtaken
+    /// meanwhile.
+    was_overtaken: bool,
+    /// Turns that its sender let pass, by the last word of the arbiter.
+    rank: u32,
     /// The daemon that took it has ended: neither its key nor the name of its target is known any more.
     left: bool,
 }
@@ -101,6 +104,8 @@ struct World {
     /// When each node was seen off last.
     fenced: Vec<Option<u64>>,
     plans: std::vec::IntoIter<Plan>,
+    /// Turns that each node let pass since its last proof, and when it did last.
+    wasted: Vec<(u32, u64)>,
     /// Arrived, its target not yet looked up: when, from which life, and from which nodes by its key.
     arrived: Vec<(u64, Plan, u64, u32, Island)>,
     live: Vec<Live>,
@@ -160,6 +165,7 @@ impl World {
             nodes: Guests::new(nodes),
             fenced: vec![None; nodes],
             plans: plans.into_iter(),
+            wasted: vec![(0, 0); nodes],
             arrived: Vec::new(),
             live: Vec::new(),
             ended: BTreeSet::new(),
@@ -289,6 +295,7 @@ impl World {
             Event::Submit(place) => self.submit(place),
             Event::Step(id) => self.step(id),
             Event::HangUp(id) => {
+                self.waste(id);
                 self.end(id);
                 let decisions = self.arbiter.abandoned(self.time(), id);
                 self.obey(&decisions, None);
@@ -316,7 +323,7 @@ impl World {
         self.obey(&decisions, None);
         let is_stuck = |it: &Live| !matches!(it.place, Place::Running(_)) && self.is_stuck(it);
         let stuck: Vec<bool> = self.live.iter().map(is_stuck).collect();
-        self.live.iter_mut().zip(stuck).for_each(|(it, is_stuck)| it.was_stuck |= is_stuck);
+        self.live.iter_mut().zip(stuck).for_each(|(it, is_stuck)| it.was_overtaken |= is_stuck);
         self.check();
     }
 
@@ -325,8 +332,18 @@ impl World {
         let deadline = arrived + plan.patience;
         let sight = self.sight[plan.from];
         let place = Place::Waiting;
-        let live =
-            Live { id, plan, life, place, deadline, again: false, was_stuck: false, island, left: false };
+        let live = Live {
+            id,
+            plan,
+            life,
+            place,
+            deadline,
+            again: false,
+            was_overtaken: false,
+            rank: 0,
+            island,
+            left: false,
+        };
         let request = self.request(&live, arrived);
         let verdict = self.arbiter.submit(self.time(), request);
         let fenced = sight.known && self.fenced[plan.from].is_some_and(|when| arrived <= when);
@@ -340,7 +357,11 @@ impl World {
             Place::Joined(leader) => leader,
             Place::Waiting | Place::Running(_) => it.id,
         });
-        let leader = leader.filter(|it| self.tells(*it, arrived) && !self.is_stuck_waiting(*it));
+        let rank = self.wasted[plan.from].0;
+        let is_behind =
+            |id: u64| self.live.iter().any(|it| it.id == id && it.place == Place::Waiting && it.rank > rank);
+        let leader =
+            leader.filter(|it| self.tells(*it, arrived) && !self.is_stuck_waiting(*it) && !is_behind(*it));
         let place = match verdict {
             Ok(SubmitResult::Run) => Place::Running(Stage::Proving),
             Ok(SubmitResult::Wait) => Place::Waiting,
@@ -353,7 +374,34 @@ impl World {
         assert_eq!(if let Place::Joined(it) = place { Some(it) } else { None }, leader);
         self.accepted.insert(id);
         self.came.insert(id, arrived);
-        self.live.push(Live { place, ..live });
+        self.live.push(Live { place, rank, was_overtaken: rank > 0, ..live });
+    }
+
+    /// A request that was told to run gives no proof; it ends next.
+    fn waste(&mut self, id: u64) {
+        let from = self.find(id).plan.from;
+        self.wasted[from] = (self.wasted[from].0 + 1, self.now);
+        let decisions = self.arbiter.wasted(self.time(), id);
+        self.obey(&decisions, None);
+    }
+
+    /// Brings the ranks up to date. None stays in what it joined if that fell behind it.
+    fn rank(&mut self) {
+        let now = self.now;
+        let memory = VICTIM_MEMORY.as_secs();
+        self.wasted.iter_mut().filter(|(_, last)| now - last >= memory).for_each(|it| it.0 = 0);
+        for it in &mut self.live {
+            it.rank = self.wasted[it.plan.from].0;
+            it.was_overtaken |= it.rank > 0;
+        }
+        let waiting = self.live.iter().enumerate().filter(|(_, it)| it.place == Place::Waiting);
+        let waiting: Vec<_> = waiting.map(|(place, it)| (it.id, (it.rank, place))).collect();
+        for (id, line) in waiting {
+            let leaves =
+                |(place, it): &(usize, &Live)| it.place == Place::Joined(id) && (it.rank, *place) < line;
+            let joined: Vec<u64> = self.live.iter().enumerate().filter(leaves).map(|(_, it)| it.id).collect();
+            self.take_over(&joined);
+        }
     }
 
     fn step(&mut self, id: u64) {
@@ -363,10 +411,14 @@ impl World {
         let next = match stage {
             Stage::Proving => {
                 if !self.sight[it.plan.from].serial && self.nodes.up[it.plan.from] != Some(it.life) {
+                    self.waste(id);
                     self.end(id);
                     let decisions = self.arbiter.abandoned(self.time(), id);
                     return self.obey(&decisions, None);
                 }
+                self.wasted[it.plan.from].0 = 0;
+                let decisions = self.arbiter.proved(self.time(), id);
+                self.obey(&decisions, None);
                 Stage::Acting
             }
             Stage::Acting => {
@@ -434,10 +486,10 @@ impl World {
 
     /// Lets the first of these wait in its own name, and the others join it.
     fn take_over(&mut self, heirs: &[u64]) {
-        let mut first = None;
+        let leaving = self.live.iter().filter(|it| heirs.contains(&it.id));
+        let Some(first) = leaving.min_by_key(|it| it.rank).map(|it| it.id) else { return self.leave_stuck() };
         for it in self.live.iter_mut().filter(|it| heirs.contains(&it.id)) {
-            it.place = first.map_or(Place::Waiting, Place::Joined);
-            first.get_or_insert(it.id);
+            it.place = if it.id == first { Place::Waiting } else { Place::Joined(first) };
         }
         self.leave_stuck();
     }
@@ -475,6 +527,7 @@ impl World {
     fn restart(&mut self) {
         self.now += 1;
         self.arbiter = Arbiter::default();
+        self.wasted.fill((0, 0));
         self.arrived.clear();
         self.fenced.fill(None);
         let is_ordered = |it: &Live| {
@@ -510,6 +563,7 @@ impl World {
             name: (!it.left).then(|| name(it.plan.target).as_str().into()),
             source: if sight.known { source(true, it.plan.from) } else { possible(it.island) },
             peer: sight.peer.then(|| PeerId(format!("peer {}", it.plan.from))),
+            sender: Some(SenderId(format!("sender {}", it.plan.from))),
             by: TargetKind::Name,
             arrived: self.at(arrived),
             deadline: self.at(it.deadline),
@@ -605,6 +659,7 @@ impl World {
     }
 
     fn obey(&mut self, decisions: &[ArbiterDecision], finished: Option<u64>) {
+        self.rank();
         for decision in decisions {
             match *decision {
                 ArbiterDecision::Run(id) => {
@@ -655,16 +710,17 @@ impl World {
     /// Exactly those requests wait that must wait.
     fn check(&self) {
         for (place, it) in self.live.iter().enumerate() {
-            let is_held_up = |is_overtaken: &dyn Fn(&Live) -> bool| {
+            let is_held_up = |is_before: &dyn Fn(usize, &Live) -> bool| {
                 self.live.iter().enumerate().any(|(other, first)| {
                     let running = matches!(first.place, Place::Running(_));
-                    let is_before = running || other < place && !is_overtaken(first);
-                    other != place && is_before && self.must_wait(first, it)
+                    other != place && (running || is_before(other, first)) && self.must_wait(first, it)
                 })
             };
             let held_up = match it.place {
-                Place::Running(_) => is_held_up(&|first| first.was_stuck),
-                Place::Waiting | Place::Joined(_) => is_held_up(&|first| self.is_stuck(first)),
+                Place::Running(_) => is_held_up(&|other, first| other < place && !first.was_overtaken),
+                Place::Waiting | Place::Joined(_) => is_held_up(&|other, first| {
+                    (first.rank, other) < (it.rank, place) && !self.is_stuck(first)
+                }),
             };
             match it.place {
                 Place::Waiting => assert!(held_up, "{it:?} waits for nothing: {:?}", self.live),

@@ -25,12 +25,12 @@ impl Rig {
     }
 
     fn ask_at(&mut self, seconds: u64, id: u64, ask: Ask) -> Result<SubmitResult, Rejection> {
-        let Ask { work, source, peer, arrived, deadline } = ask;
+        let Ask { work, source, peer, sender, arrived, deadline } = ask;
         let name = work.target().map(|it| format!("name of {it}").as_str().into());
         let (arrived, deadline) = (self.at(arrived), self.at(deadline));
         self.arbiter.submit(
             self.at(seconds),
-            ArbiterRequest { id, work, name, source, peer, by: TargetKind::Name, arrived, deadline },
+            ArbiterRequest { id, work, name, source, peer, sender, by: TargetKind::Name, arrived, deadline },
         )
     }
 
@@ -66,13 +66,14 @@ struct Ask {
     work: ArbitratedAction,
     source: RequestSource,
     peer: Option<PeerId>,
+    sender: Option<SenderId>,
     arrived: u64,
     deadline: u64,
 }
 
 impl Ask {
     fn new(work: ArbitratedAction) -> Self {
-        Self { work, source: RequestSource::Unknown, peer: None, arrived: 0, deadline: 30 }
+        Self { work, source: RequestSource::Unknown, peer: None, sender: None, arrived: 0, deadline: 30 }
     }
 
     fn from(self, domain: &str) -> Self {
@@ -435,7 +436,7 @@ fn a_request_by_name_joins_none_by_uuid() {
         let (work, source) = (ArbitratedAction::Off("b".to_owned()), RequestSource::Unknown);
         rig.arbiter.submit(
             arrived,
-            ArbiterRequest { id, work, name: None, source, peer: None, by, arrived, deadline },
+            ArbiterRequest { id, work, name: None, source, peer: None, sender: None, by, arrived, deadline },
         )
     };
     assert_eq!([ask(1, Uuid), ask(2, Uuid), ask(3, Name)], [Ok(SubmitResult::Run), joined(1), WAIT]);
@@ -451,6 +452,7 @@ fn an_installed_request_that_is_past_it_is_not_joined() {
         name: None,
         source: RequestSource::Unknown,
         peer: None,
+        sender: None,
         by: TargetKind::Name,
         arrived: rig.at(0),
         deadline: rig.at(30),
@@ -640,6 +642,7 @@ fn what_holds_a_request_up_is_named_while_it_is_in_flight() {
         work,
         source: RequestSource::Unknown,
         peer: None,
+        sender: None,
         by: TargetKind::Name,
         arrived: rig.start,
         deadline: rig.at(30),
@@ -657,4 +660,27 @@ fn what_holds_a_request_up_is_named_while_it_is_in_flight() {
     assert_eq!(rig.arbiter.holds_up_now(&asked(4, ArbitratedAction::Look, &rig)), None);
     rig.finished(1);
     assert_eq!(rig.arbiter.holds_up_now(&second), None);
+}
+
+/// Clients that hold the key and never prove themselves cost others one turn, however many they are.
+#[test]
+fn who_lets_its_turn_pass_goes_behind_all_others() {
+    let mut rig = Rig::new();
+    let by = |sender: &str, ask: Ask| Ask { sender: Some(SenderId(sender.to_owned())), ..ask };
+    assert_eq!(rig.ask(1, by("red", off("a"))), Ok(SubmitResult::Run));
+    for id in 2..20 {
+        assert_eq!(rig.ask(id, by("red", off(if id % 2 == 0 { "b" } else { "c" }))).is_ok(), true);
+    }
+    // The same work as one that waits there: it goes with it only as long as that is not behind.
+    assert_eq!(rig.ask(20, by("blue", off("b"))), Ok(SubmitResult::Joined(2)));
+    assert_eq!(rig.arbiter.wasted(rig.at(1), 1), []);
+    assert_eq!(rig.abandoned(1), [Run(20)]);
+    assert_eq!(rig.ask(21, by("blue", off("c"))), Ok(SubmitResult::Wait));
+    assert_eq!(rig.arbiter.proved(rig.at(1), 20), []);
+    assert_eq!(rig.finished(20), [Run(21)]);
+    assert_eq!(rig.finished(21), [Run(2)]);
+    // With its proof it is one among others again.
+    assert_eq!(rig.ask(22, by("green", off("d"))), Ok(SubmitResult::Wait));
+    assert_eq!(rig.arbiter.proved(rig.at(1), 2), []);
+    assert!(rig.finished(2).contains(&Run(3)));
 }

@@ -777,6 +777,8 @@ impl ReplicatedArbiter {
             source: claim.source.clone().map_or(RequestSource::Unknown, RequestSource::Known),
             // An address or a context id identifies a peer only on the host that saw it.
             peer: claim.peer.as_ref().map(|it| PeerId(format!("{} {it}", key.0))),
+            // One host gives a sender one turn at a time: others need no order of theirs.
+            sender: None,
             by: TargetKind::Name,
             arrived: now,
             deadline: now + NO_DEADLINE,

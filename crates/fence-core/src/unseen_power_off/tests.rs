@@ -224,6 +224,7 @@ impl World {
             work: ArbitratedAction::Off(uuid(1 - node)),
             source,
             peer: None,
+            sender: None,
             by: TargetKind::Name,
             arrived: self.at(step),
             deadline: self.at(COURSE * 10),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fence_core::access::{AccessDecision, AccessRules, AccessSubject, Identity, KeyProof};
-use fence_core::arbiter::{PeerId, RequestSource, SharedResult};
+use fence_core::arbiter::{PeerId, RequestSource, SenderId, SharedResult};
 use fence_core::domain::{ActionError, DomainId, DomainRef, LocatedDomain, PowerAction};
 use fence_core::evidence::ProvedOff;
 use fence_wire::{Action, HashType, HostListEntry, Response, Target};
@@ -170,6 +170,15 @@ impl RequestJob {
             (None, Some(cid), _) => Some(PeerId(format!("cid {cid}"))),
             (None, None, Some(ip)) => Some(PeerId(format!("address {ip}"))),
             (None, None, None) => None,
+        }
+    }
+
+    /// Returns the address that the request comes from, where it has one.
+    pub(crate) fn sender(&self) -> Option<SenderId> {
+        match (self.identity.cid, self.identity.ip) {
+            (Some(cid), _) => Some(SenderId(format!("cid {cid}"))),
+            (None, Some(ip)) => Some(SenderId(format!("address {ip}"))),
+            (None, None) => None,
         }
     }
 }

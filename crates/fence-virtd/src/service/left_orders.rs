@@ -152,6 +152,7 @@ impl Service {
             // What keys open may have changed: a source that is not known may be any domain.
             source: source.map_or(RequestSource::Unknown, RequestSource::Known),
             peer: peer.map(PeerId),
+            sender: None,
             by: TargetKind::Name,
             arrived: now,
             deadline: now,

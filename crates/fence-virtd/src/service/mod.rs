@@ -184,7 +184,12 @@ impl Service {
         // The proof comes as late as it can: only a client that is alive when its grant comes can give it.
         let (proof, proven) = match link.prove(job, opened).await {
             Ok(proved) => proved,
-            Err(failure) => return unproved(&failure, stages),
+            Err(failure) => {
+                if let Grant::Run(permit) = grant {
+                    permit.wasted();
+                }
+                return unproved(&failure, stages);
+            }
         };
         stages.proved = handshake_stage();
         let granted = self.run_granted(job, grant, resolved, proof, (lease, released), link);
@@ -671,6 +676,7 @@ fn arbiter_request(
         name: resolved.domain().map(|it| it.name.as_str().into()),
         source: job.source(),
         peer: job.peer_id(),
+        sender: job.sender(),
         by: named_by(resolved),
         arrived: job.arrived,
         deadline,

@@ -262,7 +262,13 @@ impl RunPermit {
     /// Reports that the client has proved itself and the action is about to begin. An error says that the
     /// grant no longer holds: then the action must not begin.
     pub(crate) fn proved(&self) -> Result<(), Rejection> {
+        self.queue.report(None, |it| it.proved(Instant::now(), self.id));
         self.claim.as_ref().map_or(Ok(()), |it| it.proved())
+    }
+
+    /// Reports that the client let its turn pass without a proof. The request is over, and nothing was done.
+    pub(crate) fn wasted(self) {
+        self.queue.report(None, |it| it.wasted(Instant::now(), self.id));
     }
 
     /// Returns whether a request that waits for its turn is to take the same target down.
@@ -367,6 +373,7 @@ mod tests {
             name: None,
             source: RequestSource::Known(source.into()),
             peer: None,
+            sender: None,
             by: TargetKind::Name,
             arrived,
             deadline,

@@ -32,6 +32,7 @@ impl World {
             source: source(sight.known, plan.from),
             // As behind a NAT: two hosts may know two guests by one address.
             peer: sight.peer.then(|| PeerId(format!("address {}", (plan.from + plan.at) % self.sight.len()))),
+            sender: None,
             by: TargetKind::Name,
             arrived: self.start,
             deadline: self.start,

@@ -98,6 +98,7 @@ impl World {
                 work: order.plan.kind.work(uuid(order.plan.target)),
                 source: source(sights.get(from).copied().unwrap_or(false), from),
                 peer: None,
+                sender: None,
                 by: TargetKind::Name,
                 arrived: start,
                 deadline: start,
