@@ -71,15 +71,15 @@ class Host(corosync.Machine):
         if wait:
             self.wait_joined()
 
-    def start(self, side, name, *, uri=None, virtd=None, listener=None, devices=(), peers="none", **options):
+    def start(self, side, name, *, uri=None, virtd=None, listener=None, groups=None, devices=(), peers="none", **options):
         """A daemon of that side, in its multicast group: a `programs.Daemon`. `name` is that of its config file; `options` are
-        those of `cpg`, `virtd` and `listener` of the other blocks. `devices`: blocks of the agent backend beside it.
+        those of `cpg`, `virtd`, `listener` and `groups` of the other blocks. `devices`: blocks of the agent backend beside it.
         `peers`: as of `programs.write_config`."""
         text = programs.config_text(
             backend="cpg",
             listener_options={"key_file": self.hosts.key, "family": "ipv4", "interface": "eth0", "address": self.group,
                               **(listener or {})},
-            backend_options={"uri": uri or self.hypervisor.uri, "name_mode": "name", **options}, daemon_options=virtd)
+            backend_options={"uri": uri or self.hypervisor.uri, "name_mode": "name", **options}, daemon_options=virtd, groups=groups)
         if devices:
             text = text.replace('backend = "cpg"', 'backend = "cpg, agent"')
             text = text.replace("backends {\n", "backends {\nagent {\n" + "\n".join(devices) + "\n}\n")

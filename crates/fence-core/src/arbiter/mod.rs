@@ -106,9 +106,11 @@
 //! nothing could be fenced while a hypervisor stands still. So V may be one of those that shoot, and go down
 //! later itself. That is given up, from the moment on when the caller says that the power-off hangs.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
 
 use crate::domain::{PowerAction, TargetKind};
 
@@ -153,16 +155,17 @@ pub enum RequestSource {
     Unknown,
 }
 
-/// Domains that can have shown the key of a request: an island, or several.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
+/// Domains that can have shown the key of a request: an island, or several. Each is kept as a mark, which
+/// another domain may have as well: then that one counts as possible too, and more requests conflict.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct PossibleSources {
-    uuids: HashSet<String>,
-    names: HashSet<String>,
+    uuids: BTreeSet<u32>,
+    names: BTreeSet<u32>,
 }
 
-/// Name of a target in small letters, as groups compare names.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct TargetName(Arc<str>);
+/// Name of a target, as groups compare names: a mark of its small letters.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TargetName(u32);
 
 /// Identifier that tells one peer from another where its domain is not known. Equal values must mean one
 /// machine: the address that a multicast call-back reached (with everything that makes it unique on this
@@ -751,23 +754,35 @@ impl ArbiterRequest {
 impl PossibleSources {
     /// Takes domains by UUID, in the same form as targets, and by name, in any case of letters.
     pub fn new(
-        uuids: impl IntoIterator<Item = String>,
+        uuids: impl IntoIterator<Item = impl AsRef<str>>,
         names: impl IntoIterator<Item = impl AsRef<str>>,
     ) -> Self {
-        let names = names.into_iter().map(|it| it.as_ref().to_ascii_lowercase());
-        Self { uuids: uuids.into_iter().collect(), names: names.collect() }
+        Self {
+            uuids: uuids.into_iter().map(|it| mark(it.as_ref())).collect(),
+            names: names.into_iter().map(|it| TargetName::from(it.as_ref()).0).collect(),
+        }
     }
 
     /// Returns whether this domain is one of them. One whose name is not known may be.
     pub fn hold(&self, uuid: &str, name: Option<&TargetName>) -> bool {
-        self.uuids.contains(uuid) || name.is_none_or(|it| self.names.contains(&*it.0))
+        self.uuids.contains(&mark(uuid)) || name.is_none_or(|it| self.names.contains(&it.0))
+    }
+
+    /// Returns the number of UUIDs and names.
+    pub fn count(&self) -> usize {
+        self.uuids.len() + self.names.len()
     }
 }
 
 impl From<&str> for TargetName {
     fn from(name: &str) -> Self {
-        Self(name.to_ascii_lowercase().into())
+        Self(mark(&name.to_ascii_lowercase()))
     }
+}
+
+/// Returns the mark of a text (FNV-1a of 32 bits): the same on all hosts, whatever their release.
+fn mark(text: &str) -> u32 {
+    text.bytes().fold(0x811C_9DC5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 impl ArbitratedAction {

@@ -332,7 +332,7 @@ impl ClusterArbiter {
             return Err(Rejection::ClaimsFull);
         }
         let id = self.next;
-        let claim = ClaimMessage::of(id, &request.work, &request.source, request.peer.as_ref());
+        let claim = ClaimMessage::of(id, request);
         let claim = claim.with_term(term);
         self.next += 1;
         let stage = if claim.takes_down() { ClaimStage::Held } else { ClaimStage::Asked };
@@ -349,7 +349,7 @@ impl ClusterArbiter {
     /// Returns the claim's number.
     pub fn restore(&mut self, request: &ArbiterRequest) -> u64 {
         let id = self.next;
-        let claim = ClaimMessage::of(id, &request.work, &request.source, request.peer.as_ref());
+        let claim = ClaimMessage::of(id, request);
         self.next += 1;
         let stage = ClaimStage::Lingering;
         self.own.insert(id, OwnClaim { claim, stage, source_at: None, is_run_told: true, again: false });

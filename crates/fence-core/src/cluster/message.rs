@@ -7,13 +7,14 @@
 //! A message never has a point of time, only a time that is left: hosts have no common clock.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fence_wire::Response;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::arbiter::{ArbitratedAction, PeerId, RequestSource};
+use crate::arbiter::{ArbiterRequest, ArbitratedAction, PossibleSources, RequestSource, TargetName};
 use crate::domain::PowerAction;
 use crate::domain_id::DomainId;
 use crate::evidence::Sight;
@@ -34,6 +35,9 @@ const CUT: &str = " [...]";
 const ID_LIMIT: usize = 128;
 /// Maximum length of the name of a domain or a peer.
 const NAME_LIMIT: usize = 1024;
+/// UUIDs and names of an island that a claim tells of; one of a larger island waits as if it may come from
+/// any domain. A member that is listed by its UUID counts twice: that may be the name of another.
+pub const POSSIBLE_LIMIT: usize = 48;
 const VERSION: u32 = 1;
 /// Beginning of the reason by which the last release tells that a reboot did not start the domain again.
 const NOT_STARTED: &str = "fenced, but not started again: ";
@@ -321,6 +325,13 @@ pub struct ClaimMessage {
     /// Identifier of the request's peer among all peers of the same host, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_text::<ID_LIMIT, _>")]
     pub peer: Option<String>,
+    /// Domains from which the request can come, where its source is not known; none where that may be any,
+    /// where they are more than [`POSSIBLE_LIMIT`], and from the last release.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "few_sources")]
+    pub possible: Option<Box<PossibleSources>>,
+    /// Name of the target; none from the last release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<TargetName>,
     /// Milliseconds after which no order is given for the claim any more, counted from when it is told; none
     /// from the last release, and where an order may take effect at any time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -724,13 +735,31 @@ impl From<AskAction> for PowerAction {
 
 impl ClaimMessage {
     /// Builds the claim of a request.
-    pub fn of(id: u64, work: &ArbitratedAction, source: &RequestSource, peer: Option<&PeerId>) -> Self {
-        let (what, target) = (work.action().into(), work.target().unwrap_or_default());
-        let source = match source {
-            RequestSource::Known(source) => Some(source.clone()),
-            RequestSource::OneOf(_) | RequestSource::Unknown => None,
+    pub fn of(id: u64, request: &ArbiterRequest) -> Self {
+        let (source, possible) = match &request.source {
+            RequestSource::Known(source) => (Some(source.clone()), None),
+            RequestSource::OneOf(them) => (None, Some(them)),
+            RequestSource::Unknown => (None, None),
         };
-        Self { id, what, target: target.to_owned(), source, peer: peer.map(|it| it.0.clone()), term_ms: None }
+        Self {
+            id,
+            what: request.work.action().into(),
+            target: request.work.target().unwrap_or_default().to_owned(),
+            source,
+            peer: request.peer.as_ref().map(|it| it.0.clone()),
+            possible: possible.filter(|it| it.count() <= POSSIBLE_LIMIT).map(|it| Box::new((**it).clone())),
+            name: request.name,
+            term_ms: None,
+        }
+    }
+
+    /// Returns the source of the request as the arbiter knows it.
+    pub(super) fn request_source(&self) -> RequestSource {
+        match (&self.source, &self.possible) {
+            (Some(source), _) => RequestSource::Known(source.clone()),
+            (None, Some(them)) => RequestSource::OneOf(Arc::new((**them).clone())),
+            (None, None) => RequestSource::Unknown,
+        }
     }
 
     /// Returns the claim with the time after which no order is given for it any more.
@@ -772,6 +801,11 @@ fn few_ids<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> 
         return Err(D::Error::custom(format!("more than {MAX_NAMESAKES} namesakes, or a long one")));
     }
     Ok(ids)
+}
+
+fn few_sources<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Box<PossibleSources>>, D::Error> {
+    let sources = Option::<Box<PossibleSources>>::deserialize(from)?;
+    Ok(sources.filter(|it| it.count() <= POSSIBLE_LIMIT))
 }
 
 fn some_text<'de, const LIMIT: usize, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {

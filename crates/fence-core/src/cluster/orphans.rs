@@ -67,6 +67,7 @@ impl OrphanTable {
                 // One for all of them, which any other may conflict with.
                 (ask, claim.id) = (u64::MAX, u64::MAX);
                 (claim.target, claim.source, claim.peer) = (UNKNOWN_TARGET.to_owned(), None, None);
+                (claim.possible, claim.name) = (None, None);
             }
             self.0.entry((asker, ask)).or_insert(KeptOrder { by, claim, terms: None });
         }

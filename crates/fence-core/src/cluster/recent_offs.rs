@@ -373,6 +373,8 @@ mod tests {
             target: "u".to_owned(),
             source: None,
             peer: None,
+            possible: None,
+            name: None,
             term_ms: None,
         };
         let held = InFlightClaim { claim, seen_off: false, lingers: false, answered: false, hangs: false };

@@ -15,8 +15,7 @@ use super::message::{
 };
 use super::orphans::OrphanOrder;
 use crate::arbiter::{
-    Arbiter, ArbiterDecision, ArbiterRequest, Grant, LateEffect, PeerId, RequestSource, SharedResult,
-    SubmitResult,
+    Arbiter, ArbiterDecision, ArbiterRequest, Grant, LateEffect, PeerId, SharedResult, SubmitResult,
 };
 use crate::domain::TargetKind;
 
@@ -773,8 +772,8 @@ impl ReplicatedArbiter {
         ArbiterRequest {
             id,
             work: claim.work(),
-            name: None,
-            source: claim.source.clone().map_or(RequestSource::Unknown, RequestSource::Known),
+            name: claim.name,
+            source: claim.request_source(),
             // An address or a context id identifies a peer only on the host that saw it.
             peer: claim.peer.as_ref().map(|it| PeerId(format!("{} {it}", key.0))),
             // One host gives a sender one turn at a time: others need no order of theirs.

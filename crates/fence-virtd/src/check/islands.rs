@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use fence_cli::key_file::{self, KeyRule};
 use fence_config::{BackendKind, Config, Group};
 use fence_core::access::possible_sources;
+use fence_core::cluster::message::POSSIBLE_LIMIT;
 use fence_core::domain::DomainId;
 use fence_wire::KeyTag;
 
@@ -35,10 +36,6 @@ pub(super) fn all(config: &Config, own: Option<&[CheckedDomain]>) -> Vec<Finding
     if used.is_empty() {
         return Vec::new();
     }
-    if config.backends.iter().any(|it| it.kind() == BackendKind::Cpg) {
-        let text = "one: with the backend cpg every request to power off can wait for every other";
-        return vec![Finding::ok(CHECK, "", text)];
-    }
     let rule = KeyRule::strict(config.daemon.strict_keys);
     let keys: Option<Vec<Vec<KeyTag>>> = groups.iter().map(|it| keys(it, rule)).collect();
     let Some(keys) = keys else {
@@ -46,7 +43,9 @@ pub(super) fn all(config: &Config, own: Option<&[CheckedDomain]>) -> Vec<Finding
         return vec![Finding::warning(CHECK, "", "not known: a key of a group can't be read", next)];
     };
     let open = OpenKeys::load(config, rule);
-    let sources = used.iter().map(|it| (*it, sources(*it, groups, &keys, open.as_ref()))).collect();
+    let is_told = config.backends.iter().any(|it| it.kind() == BackendKind::Cpg);
+    let of = |place: &usize| (*place, sources(*place, groups, &keys, open.as_ref(), is_told));
+    let sources = used.iter().map(of).collect();
     lines(groups, &sources, own)
 }
 
@@ -55,12 +54,14 @@ fn keys(group: &Group, rule: KeyRule) -> Option<Vec<KeyTag>> {
     group.key_files.iter().map(|it| key_file::load(it, rule).ok().map(|it| it.key.tag())).collect()
 }
 
-/// Returns the groups whose members can be the source of a group's requests, or why any domain can.
+/// Returns the groups whose members can be the source of a group's requests, or why any domain can. With
+/// `is_told` other hosts order these requests, too, and have to be told of the members.
 fn sources(
     place: usize,
     groups: &[Group],
     keys: &[Vec<KeyTag>],
     open: Option<&OpenKeys>,
+    is_told: bool,
 ) -> Result<GroupPlaces, &'static str> {
     let group = &groups[place];
     if group.key_files.is_empty() {
@@ -76,11 +77,17 @@ fn sources(
         };
         let has_it = |it: &usize| keys[*it].iter().any(|other| other == key);
         let opened: GroupPlaces = (0..groups.len()).filter(has_it).collect();
-        if possible_sources(groups, &opened, open.names_of_one).is_none() {
-            return Err(match opened.len() {
-                1 => "it may have one domain, which another machine fences",
-                _ => "another group with its key has addresses (`ip`), or both may have one domain",
-            });
+        match possible_sources(groups, &opened, open.names_of_one) {
+            Some(them) if is_told && them.count() > POSSIBLE_LIMIT => {
+                return Err(
+                    "its key is that of more domains than the hosts of the backend cpg tell each other",
+                );
+            }
+            Some(_) => {}
+            None if opened.len() == 1 => return Err("it may have one domain, which another machine fences"),
+            None => {
+                return Err("another group with its key has addresses (`ip`), or both may have one domain");
+            }
         }
         all.extend(opened);
     }
@@ -285,11 +292,14 @@ mod tests {
     }
 
     #[test]
-    fn no_groups_and_the_backend_cpg_are_one_island() {
+    fn no_groups_are_one_island_and_so_are_large_ones_with_the_backend_cpg() {
         assert!(said("libvirt", "", None)[0].contains("one: without groups"));
-        assert!(
-            said("cpg", &format!("groups {{ {RED} {BLUE} }}"), None)[0].contains("one: with the backend cpg")
-        );
+        let large: String = (0..=POSSIBLE_LIMIT).map(|it| format!("uuid = \"x{it}\"; ")).collect();
+        let large = format!("groups {{ {RED} group {{ {large} key \"blue\"; }} }}");
+        assert!(said("libvirt", &large, None)[0].contains("islands: 2: "));
+        let found = said("cpg", &large, None);
+        assert!(found[0].contains("one: ") && found[2].contains("more domains than the hosts"), "{found:?}");
+        assert!(said("cpg", &format!("groups {{ {RED} {BLUE} }}"), None)[0].contains("islands: 2: "));
         assert_eq!(said("libvirt", "groups { }", None), [""; 0]);
         let one = said("libvirt", &format!("groups {{ {RED} }}"), None);
         assert!(one[0].contains("one: there is one group") && one[1].ends_with("no other group"), "{one:?}");

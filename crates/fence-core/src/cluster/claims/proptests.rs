@@ -16,7 +16,8 @@ use crate::schedules::{Kind, config, kinds};
 mod world;
 
 fn sight(hosts: usize) -> impl Strategy<Value = Sight> {
-    (any::<(bool, bool)>(), 0..hosts).prop_map(|((known, peer), home)| Sight { known, peer, home })
+    (any::<(bool, bool)>(), prop::option::of(any::<u8>()), 0..hosts)
+        .prop_map(|((known, peer), island, home)| Sight { known, peer, island, home })
 }
 
 fn plan(hosts: usize, guests: usize) -> impl Strategy<Value = Plan> {

@@ -2,9 +2,10 @@
 //! Cases that random schedules reach seldom, step by step.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use super::*;
-use crate::arbiter::{ArbitratedAction, RequestSource};
+use crate::arbiter::{ArbitratedAction, PossibleSources, RequestSource};
 use crate::cluster::message::{AskAction, AskEnd, AskMessage};
 use crate::domain::TargetKind;
 
@@ -113,19 +114,20 @@ impl Net {
     }
 
     fn claim(&mut self, host: usize, work: ArbitratedAction, source: Option<&str>) -> u64 {
-        let request = ArbiterRequest {
-            name: None,
-            id: 0,
-            work,
-            source: source.map_or(RequestSource::Unknown, |it| RequestSource::Known(it.to_owned())),
-            peer: None,
-            sender: None,
-            by: TargetKind::Name,
-            arrived: self.start,
-            deadline: self.start,
-        };
+        let source = source.map_or(RequestSource::Unknown, |it| RequestSource::Known(it.to_owned()));
+        self.claim_from(host, &request(work, source, self.start))
+    }
+
+    /// By somebody with a key that these alone can have.
+    fn shoot_by_one_of(&mut self, host: usize, target: &str, sources: &[impl AsRef<str>]) -> u64 {
+        let source = RequestSource::OneOf(Arc::new(PossibleSources::new(sources, [""; 0])));
+        let request = request(ArbitratedAction::Off(target.to_owned()), source, self.start);
+        self.claim_from(host, &ArbiterRequest { name: Some("a name".into()), ..request })
+    }
+
+    fn claim_from(&mut self, host: usize, request: &ArbiterRequest) -> u64 {
         // No node that an unknown order could be of.
-        let (id, effects) = self.hosts[host].claim(&request, Some(Vec::new()), Some(TERM)).unwrap();
+        let (id, effects) = self.hosts[host].claim(request, Some(Vec::new()), Some(TERM)).unwrap();
         self.does(host, |_, _| effects);
         id
     }
@@ -793,8 +795,11 @@ fn a_claim_without_an_end_is_held() {
 #[test]
 fn a_host_does_not_take_more_than_it_can_tell() {
     let mut net = Net::new(1);
+    let members: Vec<String> =
+        (0..24).map(|it| format!("ffffffff-ffff-ffff-ffff-ffffffffff{it:02}")).collect();
     for it in 0..CLAIM_LIMIT {
-        net.shoot(0, &it.to_string(), Some("a"));
+        let target = format!("ffffffff-ffff-ffff-ffff-ffffffff{it:04}");
+        net.shoot_by_one_of(0, &target, &members);
     }
     net.settle();
     let request = ArbiterRequest {
@@ -847,4 +852,34 @@ fn a_power_off_that_hangs_holds_up_what_comes_from_its_target_and_nothing_else()
     net.does(0, |it, _| it.finished(hung, Response::Failure, None));
     net.settle();
     assert_eq!(net.done(2), [ClaimEffect::Run(from_a)]);
+}
+
+/// Two clusters with groups and keys of their own, at hosts of one group: what one of them has in flight
+/// holds up its own requests at all hosts, and none of the other's, also after a change of the membership.
+#[test]
+fn islands_that_do_not_meet_do_not_wait_for_each_other_at_other_hosts() {
+    let (red, blue) = (["r1", "r2"], ["b1", "b2"]);
+    let mut net = Net::new(3);
+    let stuck = net.shoot_by_one_of(0, "r1", &red);
+    net.settle();
+    assert_eq!(net.done(0), [ClaimEffect::Run(stuck)]);
+    for change in [false, true] {
+        if change {
+            net.change(&[0, 1, 2]);
+            net.settle();
+        }
+        let waits = net.shoot_by_one_of(1, "r2", &red);
+        let both = net.shoot_by_one_of(1, "b2", &["r1", "b1", "b2"]);
+        let first = net.shoot_by_one_of(2, "b1", &blue);
+        net.settle();
+        assert_eq!(net.done(1), [], "{change}");
+        assert_eq!(net.done(2), [], "an earlier one may come from its target");
+        for id in [both, waits] {
+            net.does(1, |it, _| it.withdraw(id));
+        }
+        net.settle();
+        assert_eq!(net.done(2), [ClaimEffect::Run(first)]);
+        net.does(2, |it, _| it.finished(first, Response::Success, None));
+        net.settle();
+    }
 }

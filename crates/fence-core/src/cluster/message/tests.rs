@@ -24,8 +24,21 @@ fn what() -> impl Strategy<Value = AskAction> {
 fn claim() -> impl Strategy<Value = ClaimMessage> {
     let source = prop::option::of(text(ID_LIMIT));
     let peer = prop::option::of(text(ID_LIMIT));
-    (any::<u64>(), what(), text(ID_LIMIT), source, peer, prop::option::of(any::<u64>())).prop_map(
-        |(id, what, target, source, peer, term_ms)| ClaimMessage { id, what, target, source, peer, term_ms },
+    let possible = prop::option::of(vec(text(ID_LIMIT), 0..POSSIBLE_LIMIT / 2));
+    let possible = possible.prop_map(|it| it.map(|them| Box::new(PossibleSources::new(&them, &them))));
+    let name = prop::option::of(text(ID_LIMIT).prop_map(|it| TargetName::from(it.as_str())));
+    let numbers = (any::<u64>(), prop::option::of(any::<u64>()));
+    (numbers, what(), text(ID_LIMIT), source, peer, possible, name).prop_map(
+        |((id, term_ms), what, target, source, peer, possible, name)| ClaimMessage {
+            id,
+            what,
+            target,
+            source,
+            peer,
+            possible,
+            name,
+            term_ms,
+        },
     )
 }
 
@@ -200,7 +213,16 @@ proptest! {
 
 fn off_of_t() -> ClaimMessage {
     let source = Some("s".into());
-    ClaimMessage { id: 7, what: AskAction::Off, target: "t".into(), source, peer: None, term_ms: None }
+    ClaimMessage {
+        id: 7,
+        what: AskAction::Off,
+        target: "t".into(),
+        source,
+        peer: None,
+        possible: None,
+        name: None,
+        term_ms: None,
+    }
 }
 
 /// Later daemons read the messages of today: these bytes must stay.

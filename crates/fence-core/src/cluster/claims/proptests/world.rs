@@ -25,6 +25,8 @@ pub(super) type Place = usize;
 pub(super) struct Sight {
     pub(super) known: bool,
     pub(super) peer: bool,
+    /// Guests that can have its key beside itself, a bit for each; none: all.
+    pub(super) island: Option<u8>,
     /// The host that it runs on.
     pub(super) home: Place,
 }

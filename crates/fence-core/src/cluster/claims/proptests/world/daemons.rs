@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! The hosts' daemons of the world: requests of guests, and asks between hosts.
 
+use std::sync::Arc;
+
 use super::late::TERM;
-use super::{Guest, Job, Packet, Place, Plan, Served, Step, World, node};
-use crate::arbiter::{ArbiterRequest, PeerId, SharedResult};
+use super::{Guest, Job, Packet, Place, Plan, Served, Sight, Step, World, node};
+use crate::arbiter::{ArbiterRequest, PeerId, PossibleSources, RequestSource, SharedResult};
 use crate::cluster::claims::ClaimEffect;
 use crate::cluster::message::{AskAction, AskEnd, AskMessage, AskOutcome, ClaimMessage, HostMessage, Member};
 use crate::domain::TargetKind;
@@ -13,6 +15,13 @@ use fence_wire::Response;
 /// Returns the name by which the world tells claims apart in what others are told.
 fn name_of((asker, id): (Member, u64)) -> String {
     format!("{asker}, claim {id}")
+}
+
+/// Returns where a request of this guest comes from, as its host knows it.
+fn possible_source(sight: Sight, from: Guest) -> RequestSource {
+    let Some(island) = sight.island.filter(|_| !sight.known) else { return source(sight.known, from) };
+    let members = (0..8).filter(|it| *it == from || island & (1 << it) != 0);
+    RequestSource::OneOf(Arc::new(PossibleSources::new(members.map(uuid), [""; 0])))
 }
 
 impl World {
@@ -26,10 +35,10 @@ impl World {
         }
         let sight = self.sight[plan.from];
         let request = ArbiterRequest {
-            name: None,
+            name: Some("a name that no group lists".into()),
             id: 0,
             work: plan.kind.work(uuid(plan.target)),
-            source: source(sight.known, plan.from),
+            source: possible_source(sight, plan.from),
             // As behind a NAT: two hosts may know two guests by one address.
             peer: sight.peer.then(|| PeerId(format!("address {}", (plan.from + plan.at) % self.sight.len()))),
             sender: None,
