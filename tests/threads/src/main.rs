@@ -202,7 +202,8 @@ impl Stage {
             }
             let (by, arrived, deadline) = (TargetKind::Name, now, now + DEADLINE);
             let name = work.target().map(|it| name_of(it).as_str().into());
-            let request = ArbiterRequest { id, work, name, source, peer, by, arrived, deadline };
+            let request =
+                ArbiterRequest { id, work, name, source, peer, sender: None, by, arrived, deadline };
             let stage = Arc::clone(self);
             actors.push(thread::spawn(move || stage.act(request, fate, hung_up)));
         }
