@@ -16,7 +16,8 @@ import os
 import statistics
 import time
 
-from lab import loads, net, programs, wire
+from agents.zoo import Zoo
+from lab import loads, net, programs, testdriver, wire
 
 from .sites import RED, Site
 
@@ -195,6 +196,23 @@ def undying(lab, maker):
         site.close()
 
 
+@contextlib.contextmanager
+def hanging(lab, maker):
+    """A device of the maker's hangs in each off; blue's others are domains of libvirt."""
+    zoo, directory = Zoo(lab.directory()), lab.directory()
+    blue, stuck = [f"blue{it}" for it in range(1, FENCES)], ("stuck1", "stuck2")
+    members = {"red": [*RED, *stuck], "blue": blue} if maker == ANOTHER else {"red": RED, "blue": [*blue, *stuck]}
+    site = Site(directory, testdriver.write(directory / "domains.xml", [*RED, *blue]), **members,
+                devices=[zoo.device("hangs", *stuck, timeout=25, retries=0)])
+    key = "red" if maker == ANOTHER else "blue"
+    try:
+        fences = Fences(site, map("blue{}".format, itertools.count(1)))
+        yield fences, loads.Repeated(stuck, lambda it: site.agent(site.red, "tcp", it, key), lambda: zoo.runs("off"))
+        fences.check()
+    finally:
+        site.close()
+
+
 def listed(load):
     """A Row's `open` for a load of lists: red has the laboratory's many domains."""
     return on_test_driver(load, red=lambda lab: [*RED, *(f"more{it}" for it in range(lab.many))])
@@ -213,6 +231,8 @@ ROWS = [
         listed(lists(200, read=False, seconds=0.1)), KEYED),
     Row("packets", "30,000 different packets a second", on_test_driver(packets(30_000))),
     Row("undying machines", "offs of two machines whose QEMU stands still; all are real machines", undying, KEYED, waits=True, slow=True),
+    Row("hanging device", "offs of two machines of the agent backend whose device hangs until it is killed", hanging, KEYED,
+        waits=True, slow=True),
     Row("many keys", "2,000 different packets a second, where 1,000 more groups have a key of 4 KiB each",
         on_test_driver(packets(2000), keys=1000)),
     Row("few files", "330 silent connections from 3 addresses, where the daemon may open 256 files",

@@ -14,9 +14,9 @@ RED, BLUE = ("red1", "red2"), ("blue1", "blue2", "blue3")
 class Site:
     """A host with both listeners, and a guest of each cluster. The host cannot tell which domain a guest is. `red`, `blue`: the members
     of each group; `green`: those of a third one, if there are any; `keys`: further groups with a key of 4 KiB each; `uris`: further
-    hypervisors."""
+    hypervisors; `devices`: blocks of the agent backend beside them."""
 
-    def __init__(self, directory, uri=None, program=None, red=RED, blue=BLUE, green=(), keys=0, uris=(), env=None):
+    def __init__(self, directory, uri=None, program=None, red=RED, blue=BLUE, green=(), keys=0, uris=(), devices=(), env=None):
         self.program, self.env = program or programs.OURS_DIR / "fence_virtd", env
         self.net, self.audit = net.Net(), directory / "audit"
         self.host, self.red, self.blue = (self.net.node(name) for name in ("host", "red", "blue"))
@@ -29,13 +29,14 @@ class Site:
             file = programs.write_key(directory / f"other{number}", os.urandom(4096))
             groups += f'group {{ name = "g{number}"; uuid = "other"; key_file = "{file}"; }}'
         further = " ".join(f'uri{number} = "{it}";' for number, it in enumerate(uris, 1))
+        backend, agent = ("libvirt, agent", f"agent {{ {' '.join(devices)} }}") if devices else ("libvirt", "")
         self.config = programs.write_config(directory / "fence_virt.conf", f"""
-            fence_virtd {{ listener = "multicast, tcp"; backend = "libvirt"; audit_log = "{self.audit}"; }}
+            fence_virtd {{ listener = "multicast, tcp"; backend = "{backend}"; audit_log = "{self.audit}"; }}
             listeners {{
                 multicast {{ key_file = "{self.keys['all']}"; family = "ipv4"; interface = "eth0"; }}
                 tcp {{ key_file = "{self.keys['all']}"; address = "{self.host.ip}"; }}
             }}
-            backends {{ libvirt {{ uri = "{uri}"; {further} }} }}
+            backends {{ libvirt {{ uri = "{uri}"; {further} }} {agent} }}
             groups {{ {groups} }}""")
         self.start()
         self.daemon.wait_serving()

@@ -3,24 +3,23 @@
 
 import contextlib
 import os
-import threading
 
 import pytest
 
-from lab import net, programs, wire
+from lab import loads, net, programs, wire
 
 pytestmark = pytest.mark.skipif(programs.SIDE != "ours", reason="about our programs")
 
 KILLS = 10
 
 
-class Load:
+class Load(loads.Threads):
     """Clients of a cluster that ask for states and lists without a pause, whatever becomes of it."""
 
     def __init__(self, site, guest, key, names):
         self.site, self.client, self.names = site, wire.FakeClient(guest, wire.read_key(site.keys[key])), names
-        self.ended, self.count = threading.Event(), 0
-        self.threads = [threading.Thread(target=self.run, args=(number,)) for number in range(3)]
+        super().__init__([(number,) for number in range(3)])
+        self.count = 0
 
     def run(self, number):
         while not self.ended.is_set():
@@ -28,16 +27,6 @@ class Load:
             with contextlib.suppress(OSError, wire.Closed):
                 self.client.tcp(self.site.host.ip, action, name)
             self.count += 1
-
-    def __enter__(self):
-        for it in self.threads:
-            it.start()
-        return self
-
-    def __exit__(self, *_):
-        self.ended.set()
-        for it in self.threads:
-            it.join()
 
 
 def survives(site, hypervisor, kills):

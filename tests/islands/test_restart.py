@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from lab import net, programs, wire
+from lab import loads, net, programs, wire
 from lab.service_manager import ServiceManager
 
 from .sites import Site
@@ -23,13 +23,13 @@ RESTARTS, BETWEEN = 5, 12
 PATIENCE = 120
 
 
-class TcpLoad:
+class TcpLoad(loads.Threads):
     """Agents of red's, some at once. Each powers off a machine of its own."""
 
     def __init__(self, site, targets):
         self.site, self.targets, self.results = site, iter(targets), {}
-        self.lock, self.ended = threading.Lock(), threading.Event()
-        self.threads = [threading.Thread(target=self.run) for _ in range(AGENTS)]
+        super().__init__([()] * AGENTS)
+        self.lock = threading.Lock()
 
     def run(self):
         while not self.ended.is_set():
@@ -43,16 +43,6 @@ class TcpLoad:
         """Waits until so many further agents have ended."""
         wanted = len(self.results) + count
         net.wait_until(lambda: len(self.results) >= wanted, PATIENCE)
-
-    def __enter__(self):
-        for it in self.threads:
-            it.start()
-        return self
-
-    def __exit__(self, *_):
-        self.ended.set()
-        for it in self.threads:
-            it.join()
 
 
 @contextlib.contextmanager

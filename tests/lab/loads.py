@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 
-from . import wire
+from . import net, wire
 from .rig import slow_to_die
 
 #: Seconds for a load to be whole.
@@ -224,33 +224,74 @@ def _connection(node, to, address, receive_buffer=None):
     return it
 
 
-class UndyingMachines:
-    """Machines whose QEMU stands still while they are ordered to be off; libvirt loses patience after ten seconds, and then they are
-    started, and it begins anew. `order(name)` begins such an off and returns its Agent; `domains` are the machines, by name."""
+class Threads:
+    """A load of threads, from the begin of the block to its end: each runs `run` with its arguments, until `ended` is set. Whoever begins
+    the block goes on when `is_there()`."""
 
-    def __init__(self, domains, order):
-        self._ended, self._begun = threading.Event(), threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(*it, order)) for it in domains.items()]
+    def __init__(self, arguments):
+        self.ended = threading.Event()
+        self._threads = [threading.Thread(target=self.run, args=it) for it in arguments]
 
-    def _run(self, name, domain, order):
-        while not self._ended.is_set():
-            with slow_to_die(domain) as wait_ordered:
-                agent = order(name)
-                # It may have to wait for another one of its cluster.
-                wait_ordered()
-                self._begun.set()
-                while agent.process.poll() is None and not self._ended.wait(0.05):
-                    pass
-            agent.finish()
-            domain.start()
+    def run(self, *arguments):
+        raise NotImplementedError
+
+    def is_there(self):
+        """Whether the load is there."""
+        return True
 
     def __enter__(self):
         for it in self._threads:
             it.start()
-        assert self._begun.wait(PATIENCE), "no machine was ordered to be off"
+        try:
+            net.wait_until(self.is_there, PATIENCE)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_):
-        self._ended.set()
+        self.ended.set()
         for it in self._threads:
             it.join()
+
+    def end_of(self, agent):
+        """Returns when an Agent, or the load, has ended."""
+        while agent.process.poll() is None and not self.ended.wait(0.05):
+            pass
+
+
+class Repeated(Threads):
+    """Requests about these targets, each made again when it is over. `order(name)` begins one and returns its Agent; the load is there when
+    `is_there()` says so."""
+
+    def __init__(self, names, order, is_there):
+        super().__init__([(it, order) for it in names])
+        self.is_there = is_there
+
+    def run(self, name, order):
+        while not self.ended.is_set():
+            agent = order(name)
+            self.end_of(agent)
+            agent.process.kill()
+            agent.finish()
+
+
+class UndyingMachines(Threads):
+    """Machines whose QEMU stands still while they are ordered to be off; libvirt loses patience after ten seconds, and then they are
+    started, and it begins anew. `order(name)` begins such an off and returns its Agent; `domains` are the machines, by name."""
+
+    def __init__(self, domains, order):
+        super().__init__([(*it, order) for it in domains.items()])
+        begun = threading.Event()
+        self.is_there, self._begin = begun.is_set, begun.set
+
+    def run(self, name, domain, order):
+        while not self.ended.is_set():
+            with slow_to_die(domain) as wait_ordered:
+                agent = order(name)
+                # It may have to wait for another one of its cluster.
+                wait_ordered()
+                self._begin()
+                self.end_of(agent)
+            agent.finish()
+            domain.start()
