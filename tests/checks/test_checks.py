@@ -383,8 +383,8 @@ def test_the_last_lines_say_what_failed(tmp_path):
     _, one, end = ran.stdout.partition("== failed: inner (Error 3) ==\n")
     assert ran.returncode == 2 and one, ran.stdout
     assert end.startswith("FAILED here/test_it.py::test_it - why\ncontained: left by it:\n    file /run/it\n1071\n"), end
-    assert "== failed: cut (Killed) ==\ncut short\n" in ran.stdout
+    # Targets of this small tree print beside each other; those of the whole run do not.
+    assert "cut short\n" in ran.stdout.partition("== failed: cut (Killed) ==\n")[2], ran.stdout
     assert set(ran.stdout.splitlines()[-1].split()) == {"==", "failed:", "inner", "cut"}, ran.stdout
-    assert "this one is well" not in end, end
     well = subprocess.run([*script, "well"], capture_output=True, text=True)
     assert well.returncode == 0 and "failed" not in well.stdout, well.stdout
