@@ -91,7 +91,7 @@ class Lab(nodes.Lab):
                    for n, member in enumerate(self.pool.members)]
         config = rig.write_config(self.directory / "fence_virt.conf", self, devices, virtd={"audit_log": self.audit})
         self.daemon = programs.Daemon(self.host, config, program=programs.program("ours", "fence_virtd"), debug=3)
-        self.daemon.wait_log(r"run: serving ")
+        self.daemon.wait_serving()
 
 
 @pytest.fixture(scope="module")

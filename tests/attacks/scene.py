@@ -135,7 +135,7 @@ class Host:
                                  debug=self.debug or (99 if self.side == REFERENCE else 0), env=self._env)
         if self.side == OURS and not self._env:
             # A socket is bound before it has joined its group.
-            daemon.wait_log("run: serving ")
+            daemon.wait_serving()
         return daemon
 
     def restart(self):

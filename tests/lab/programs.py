@@ -235,9 +235,9 @@ class Daemon:
                     raise TimeoutError(f"no {pattern!r} in the log:\n" + "\n".join(self.lines[-40:]))
                 self._news.wait(left)
 
-    def wait_serving(self):
+    def wait_serving(self, timeout=60.0):
         """Returns when ours serves: a socket is bound before it has joined its group, and before all of them are."""
-        return self.wait_log(r"run: serving ")
+        return self.wait_log(r"run: serving ", timeout)
 
     def wait_exit(self, timeout=60.0):
         """Waits until the daemon ends by itself; returns the exit code (negative: signal)."""
@@ -329,7 +329,7 @@ class Daemon:
         # The one socket is there before the others of the same daemon: ours says when all of them are.
         if self.program.parent == OURS_DIR and not callable(ready):
             with contextlib.suppress(TimeoutError):
-                self.wait_log(r"run: serving ", 3)
+                self.wait_serving(3)
 
     def _is_in_group(self):
         """Whether its network namespace is in a multicast group other than those of the kernel."""

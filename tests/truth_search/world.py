@@ -235,7 +235,7 @@ class Host:
         self.daemon = programs.Daemon(self.node, self.config, program=VIRTD, debug=3, ready=None)
         self.logs.append(self.daemon)
         with contextlib.suppress(TimeoutError):
-            self.daemon.wait_log(r"run: serving ", wait)
+            self.daemon.wait_serving(wait)
 
     def end(self, number):
         """The daemon is ended by a signal."""

@@ -272,9 +272,7 @@ impl Arbiter {
         }
         let is_same = |it: &&ArbiterEntry| it.request.work == request.work && it.request.by == request.by;
         let same_work = same_target.next_back().filter(is_same);
-        let rank = self.rank(&request);
-        let joins =
-            same_work.map(ArbiterEntry::leader).filter(|it| self.may_join(*it, request.arrived, rank));
+        let joins = same_work.map(ArbiterEntry::leader).filter(|it| self.may_join(*it, &request));
         let state = joins.map_or(EntryState::Waiting, EntryState::Joined);
         self.push(request, state);
         Ok(match joins {
@@ -606,14 +604,14 @@ impl Arbiter {
         }
     }
 
-    /// Returns whether a request that arrived at this moment may join this one.
-    fn may_join(&self, leader: u64, arrived: Instant, rank: u32) -> bool {
+    /// Returns whether a request may join this one, by when it arrived and by its place in the line.
+    fn may_join(&self, leader: u64, request: &ArbiterRequest) -> bool {
         let leader = self.entries.iter().find(|it| it.request.id == leader);
         leader.is_some_and(|it| match it.state {
-            EntryState::Waiting => !self.is_stuck(&it.request) && it.line.0 <= rank,
+            EntryState::Waiting => !self.is_stuck(&it.request) && it.line.0 <= self.rank(request),
             EntryState::Running(open) | EntryState::SeenOff(open) => match open {
                 OpenTo::All => true,
-                OpenTo::ArrivedBy(since) => arrived <= since,
+                OpenTo::ArrivedBy(since) => request.arrived <= since,
                 OpenTo::None => false,
             },
             EntryState::Held { .. } | EntryState::Joined(_) => false,

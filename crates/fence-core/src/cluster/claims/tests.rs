@@ -150,18 +150,9 @@ impl Net {
     }
 
     fn restore(&mut self, host: usize, target: &str, source: &str) -> u64 {
-        let request = ArbiterRequest {
-            name: None,
-            id: 0,
-            work: ArbitratedAction::Off(target.to_owned()),
-            source: RequestSource::Known(source.to_owned()),
-            peer: None,
-            sender: None,
-            by: TargetKind::Name,
-            arrived: self.start,
-            deadline: self.start,
-        };
-        self.hosts[host].restore(&request)
+        let (work, source) =
+            (ArbitratedAction::Off(target.to_owned()), RequestSource::Known(source.to_owned()));
+        self.hosts[host].restore(&request(work, source, self.start))
     }
 
     /// Takes the effects of a host since the last call.
@@ -802,17 +793,7 @@ fn a_host_does_not_take_more_than_it_can_tell() {
         net.shoot_by_one_of(0, &target, &members);
     }
     net.settle();
-    let request = ArbiterRequest {
-        name: None,
-        id: 0,
-        work: ArbitratedAction::Off("one more".to_owned()),
-        source: RequestSource::Unknown,
-        peer: None,
-        sender: None,
-        by: TargetKind::Name,
-        arrived: net.start,
-        deadline: net.start,
-    };
+    let request = request(ArbitratedAction::Off("one more".to_owned()), RequestSource::Unknown, net.start);
     assert_eq!(net.hosts[0].claim(&request, None, None).unwrap_err(), Rejection::ClaimsFull);
     net.change(&[0]);
     let Some(HostMessage::Sync(sync)) = net.out[0].front() else { panic!("no sync") };
