@@ -50,7 +50,7 @@ def test_a_load_costs_fences_nothing(lab, row, maker, note):
 
 def test_who_has_the_key_costs_one_turn_at_most(lab, note):
     """An off of somebody with blue's key may be about a machine of blue that asks, so one that is never proved holds up blue's. However
-    many they are, a fence of blue's comes before all but the one that has its turn."""
+    many of one address they are, a fence of blue's comes before all but the one that has its turn."""
     row = next(it for it in rows.ROWS if it.waits and rows.OWN in it.makers and not it.slow)
     figures = rows.measure(lab, row, rows.OWN, 10)
     note(f"{[round(it.seconds, 2) for it in figures.loaded]} s beside the load")
