@@ -100,6 +100,16 @@ impl Finding {
     }
 }
 
+/// Looks of one device at a domain since the last order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeviceLooks {
+    /// The last look.
+    pub last: Finding,
+    /// End of the first of the looks since which none showed an instance; that of the last look where it is
+    /// the only one.
+    pub quiet_since: Instant,
+}
+
 /// Reason why a domain can't be called off.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Doubt {
@@ -194,18 +204,28 @@ impl ProvedOff {
         }
     }
 
-    /// Judges the last reports of a domain's devices. The devices are ways to one machine, so one that could
-    /// not be asked in its time is left out; one that says "on" is not.
+    /// Judges the looks of a domain's devices. The devices are ways to one machine, so one that could not be
+    /// asked in its time is left out; one that says "on" is not. A machine may also move from one to another:
+    /// of each two that have no instance, each was looked at again after the other.
     ///
     /// # Errors
-    /// A device says "on", or none says "off" in a report that is not older than the request.
-    pub fn from_devices(asked: Instant, reports: &[Finding]) -> Result<Self, Doubt> {
-        if let Some(it) = reports.iter().find(|it| matches!(it.sight, Sight::On | Sight::Moving)) {
+    /// A device says "on", none says "off" in a report that is not older than the request, or the machine may
+    /// have moved between the looks.
+    pub fn from_devices(asked: Instant, looks: &[DeviceLooks]) -> Result<Self, Doubt> {
+        let last = || looks.iter().map(|it| &it.last);
+        if let Some(it) = last().find(|it| matches!(it.sight, Sight::On | Sight::Moving)) {
             return Err(Doubt::On(it.place.clone()));
         }
-        let off = reports.iter().filter(|it| matches!(it.sight, Sight::Off | Sight::Ended(_)));
+        let off = last().filter(|it| matches!(it.sight, Sight::Off | Sight::Ended(_)));
         if let Some(old) = off.clone().find(|it| it.began < asked) {
             return Err(too_old(old));
+        }
+        let quiet = || looks.iter().filter(|it| is_quiet(&it.last.sight));
+        let is_other = |it: &DeviceLooks, other: &DeviceLooks| it.last.place != other.last.place;
+        let missed =
+            |it: &DeviceLooks| quiet().any(|other| is_other(it, other) && it.last.began < other.quiet_since);
+        if let Some(it) = quiet().find(|it| missed(it)) {
+            return Err(Doubt::CantTell(format!("{} was not looked at again", it.last.place)));
         }
         let since = off.map(|it| it.began).min();
         since.map(Self::by_looks).ok_or_else(|| Doubt::CantTell("no device says so".to_owned()))
@@ -232,6 +252,11 @@ impl ProvedOff {
     pub fn since(&self) -> Instant {
         self.since
     }
+}
+
+/// Returns whether a device that was looked at has no instance.
+fn is_quiet(sight: &Sight) -> bool {
+    matches!(sight, Sight::Off | Sight::Ended(_) | Sight::Absent)
 }
 
 /// Checks that all places were looked at after the request came, and that there is a moment between two looks

@@ -11,6 +11,9 @@
 //! - "Off" is said when every device that is well was heard after the last action, or after the request came
 //!   if there was none. A device has its own time for that, [`DeviceLimits::answer`]; only one that was
 //!   silent for all of it is skipped.
+//! - Where several devices say "off", or have no such machine, it may have moved from one to another between
+//!   two looks. So of each two of them, each is looked at once more after the other was: one move, at
+//!   whatever moment, is seen then.
 //! - "On already" means that nothing will be done, so all devices are asked. A wrong "on" harms nobody, so
 //!   those that are silent for [`WITNESS_TIMEOUT`] are skipped.
 //! - A silence that is shorter than that is no evidence. Nor is it that a device's agent can't be run here,
@@ -150,6 +153,8 @@ struct DeviceRecord {
     limits: DeviceLimits,
     tries: u32,
     last: Option<LastReading>,
+    /// Status checks that show no machine that is on, and follow each other up to now.
+    quiet: Option<QuietLooks>,
     /// The device has reported the opposite of the wanted state.
     opposed: bool,
     /// An action at the device may still take effect.
@@ -199,6 +204,15 @@ struct LastReading {
     after: u32,
 }
 
+/// Status checks of one device after one action that show no machine that is on.
+#[derive(Clone, Copy, Debug)]
+struct QuietLooks {
+    /// Number of actions that had ended when the first began.
+    after: u32,
+    first_ended: Instant,
+    last_began: Instant,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct DeviceTurn {
     device: usize,
@@ -224,6 +238,7 @@ impl PowerPlan {
             limits,
             tries: 0,
             last: None,
+            quiet: None,
             opposed: false,
             effect_pending: false,
             silent: false,
@@ -306,6 +321,7 @@ impl PowerPlan {
         if !is_cut {
             it.last = Some(LastReading { heard, after });
         }
+        it.note_quiet(heard, after, began, now);
         let was_blind = it.is_blind;
         let is_blind = matches!(heard, StatusReading::CantTell | StatusReading::Unlisted);
         it.is_blind = !it.limits.is_known_to_fail && (is_blind || was_blind && it.silent);
@@ -575,14 +591,46 @@ impl PowerPlan {
             None => is_off || self.actions == 0,
             Some(last) if last.after == self.actions => {
                 it.is_failing(self.actions) && !it.is_heard_out(self.goal)
+                    || is_off && self.may_have_come_since(it)
             }
             // What it said, or did not say, before the action is no evidence about the time after it.
             Some(_) => it.opposed || is_off,
         }
     }
+
+    /// Returns whether a machine may have come to the device since it was looked at, from another one that
+    /// was looked at later.
+    fn may_have_come_since(&self, it: &DeviceRecord) -> bool {
+        let Some(own) = it.quiet_looks(self.actions) else { return false };
+        let others = self.devices.iter().filter(|other| !std::ptr::eq(*other, it));
+        others.filter_map(|other| other.quiet_looks(self.actions)).any(|it| own.last_began < it.first_ended)
+    }
 }
 
 impl DeviceRecord {
+    fn note_quiet(&mut self, heard: StatusReading, after: u32, began: Instant, ended: Instant) {
+        match heard {
+            StatusReading::Is(PowerState::Off) | StatusReading::Unlisted => {
+                let before = self.quiet.filter(|it| it.after == after);
+                let new = QuietLooks { after, first_ended: ended, last_began: began };
+                self.quiet = Some(before.map_or(new, |it| QuietLooks { last_began: began, ..it }));
+            }
+            StatusReading::Is(PowerState::On) => self.quiet = None,
+            StatusReading::CantTell
+            | StatusReading::Unusable
+            | StatusReading::Silent
+            | StatusReading::NotAsked => {}
+        }
+    }
+
+    /// Returns the looks since that action, of a device that still shows no machine that is on.
+    fn quiet_looks(&self, after: u32) -> Option<QuietLooks> {
+        let quiet = |it: LastReading| {
+            matches!(it.heard, StatusReading::Is(PowerState::Off) | StatusReading::Unlisted)
+        };
+        self.quiet.filter(|it| it.after == after && self.last.is_some_and(quiet))
+    }
+
     /// Notes whether the device could tell the state.
     fn note_failing(&mut self, heard: StatusReading, began: Instant, now: Instant) {
         match heard {

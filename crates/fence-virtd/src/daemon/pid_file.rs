@@ -52,6 +52,10 @@ impl PidFile {
                 }
                 Err((_, errno)) => return Err(failed(errno.into())),
             };
+            // The C program holds no lock.
+            if let Some(pid) = living_holder(&mut lock) {
+                return Err(PidFileError::Held { path: shown(), pid: pid.to_string() });
+            }
             // The earlier holder may have removed the file between our open and our lock: then nobody else
             // will find the file that we locked.
             let ours = lock.metadata().map_err(failed)?;
@@ -65,6 +69,15 @@ impl PidFile {
             return Ok(Self { path: path.to_owned(), _lock: lock });
         }
     }
+}
+
+/// Returns the pid in the file if another process with this program's name has it.
+fn living_holder(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.read_to_string(&mut text).ok()?;
+    let pid: u32 = text.trim().parse().ok().filter(|it| *it != std::process::id())?;
+    let name = |pid: &str| fs::read_to_string(format!("/proc/{pid}/comm")).ok();
+    (name(&pid.to_string())? == name("self")?).then_some(pid)
 }
 
 impl Drop for PidFile {
@@ -90,5 +103,28 @@ mod tests {
         drop(held);
         assert!(!path.exists());
         PidFile::take(&path).unwrap();
+    }
+
+    /// The C program writes its pid, and holds no lock.
+    #[test]
+    fn the_file_of_a_living_daemon_without_a_lock_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pid");
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let own = fs::read_to_string("/proc/self/comm").unwrap();
+        fs::write(&path, format!("{}\n", child.id())).unwrap();
+        drop(PidFile::take(&path).unwrap());
+        assert!(!path.exists(), "a pid of another program is old");
+        let program = dir.path().join(own.trim_end());
+        fs::copy("/bin/sleep", &program).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let mut child = std::process::Command::new(&program).arg("600").spawn().unwrap();
+        fs::write(&path, format!("{}\n", child.id())).unwrap();
+        let error = PidFile::take(&path).unwrap_err().to_string();
+        assert!(error.contains(&format!("pid {}", child.id())), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", child.id()));
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 }

@@ -435,7 +435,13 @@ impl Hypervisor {
         T: Send + 'static,
         F: FnOnce(&OrdinaryConnection) -> Result<T, Error> + Send + 'static,
     {
-        tokio::runtime::Handle::current().block_on(self.call_worker(until, work))
+        // Not with the timers of the runtime on this thread: they can't be used any more when it ends.
+        let (tell, told) = std::sync::mpsc::sync_channel(1);
+        let this = Arc::clone(self);
+        tokio::runtime::Handle::current().spawn(async move {
+            let _ = tell.send(this.call_worker(until, work).await);
+        });
+        told.recv().unwrap_or_else(|_| Err(CallError::Late { uri: self.uri.clone() }))
     }
 
     /// Returns all domains with their states. While a call waits for an ordinary worker, none is asked. Runs

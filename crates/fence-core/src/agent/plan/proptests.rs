@@ -37,6 +37,8 @@ struct Made {
     effect: Option<u64>,
     /// Time when it tells another request the state, if it does.
     told: Option<u64>,
+    /// Moment between the begin of a status check (0) and its answer (1000) that the answer is about.
+    sees: u64,
     limits: DeviceLimits,
 }
 
@@ -68,6 +70,15 @@ struct World {
     /// Times for which nobody was asked, because an action was under way.
     acting: Vec<(Instant, Instant)>,
     stopped: Option<Instant>,
+    moves: Option<Move>,
+}
+
+/// Move of a machine that is on all the time, and that each device shows only while it is there.
+#[derive(Clone, Copy, Debug)]
+struct Move {
+    from: usize,
+    to: usize,
+    when: Instant,
 }
 
 fn ms(it: u64) -> Duration {
@@ -79,7 +90,7 @@ impl World {
         let begin = Instant::now();
         let (until, stopped) = (begin + ms(time), stop.map(|it| begin + ms(it)));
         let (events, acting) = (Vec::new(), Vec::new());
-        Self { made, begin, until, now: begin, goal, changes: None, events, acting, stopped }
+        Self { made, begin, until, now: begin, goal, changes: None, events, acting, stopped, moves: None }
     }
 
     fn opposite(&self) -> PowerState {
@@ -155,6 +166,11 @@ impl World {
             Word::Always(StatusReading::Silent) => (end, StatusReading::Silent),
             Word::Deaf(time) if began < self.begin + ms(time) => (end, StatusReading::Silent),
             _ if at > end => (end, StatusReading::Silent),
+            Word::Truth if let Some(it) = self.moves => {
+                let seen = began + (at - began) * u32::try_from(made.sees).unwrap() / 1000;
+                let home = if seen < it.when { it.from } else { it.to };
+                (at, StatusReading::Is(if home == device { PowerState::On } else { PowerState::Off }))
+            }
             Word::Always(heard) => (at, heard),
             Word::Blind(time) if at < self.begin + ms(time) => (at, StatusReading::CantTell),
             Word::Truth | Word::Blind(_) | Word::Deaf(_) => (at, at_state_of(0)),
@@ -315,14 +331,15 @@ fn made(limits: impl Strategy<Value = DeviceLimits>) -> impl Strategy<Value = Ma
     let answers = prop_oneof![4 => 1_u64..3000, 1 => 3000_u64..100_000];
     let effect = proptest::option::of(0_u64..20_000);
     let told = prop_oneof![3 => Just(None), 1 => (0_u64..30_000).prop_map(Some)];
-    (word, answers, says, 0_u64..15_000, effect, told, limits).prop_map(
-        |(word, answers, says, acts, effect, told, limits)| Made {
+    (word, answers, says, 0_u64..15_000, effect, told, 0_u64..=1000, limits).prop_map(
+        |(word, answers, says, acts, effect, told, sees, limits)| Made {
             word,
             answers,
             says,
             acts,
             effect,
             told,
+            sees,
             limits,
         },
     )
@@ -363,6 +380,30 @@ proptest! {
             let idle = |it: usize| world.made[it].says == ActionReport::NotRun || world.now >= world.until;
             prop_assert!((0..world.made.len()).all(idle));
         }
+    }
+
+    /// A machine that moves once from one device to another, and is on all the time, is never called off.
+    /// Devices that are silent, or can't tell, are no places where it could be.
+    #[test]
+    fn a_machine_that_moves_is_not_off(
+        mut made in vec(made(limits(time_out())), 2..5),
+        (from, to) in (any::<prop::sample::Index>(), any::<prop::sample::Index>()),
+        (time, when) in (0_u64..60_000, 0_u64..20_000),
+        stop in proptest::option::of(0_u64..5_000),
+    ) {
+        let (from, to) = (from.index(made.len()), to.index(made.len()));
+        for (place, it) in made.iter_mut().enumerate() {
+            it.effect = None;
+            if [from, to].contains(&place) {
+                (it.word, it.answers) = (Word::Truth, 1 + it.answers % 300);
+            } else if it.word != Word::Always(StatusReading::Unlisted) {
+                it.word = Word::Truth;
+            }
+        }
+        let mut world = World::new(made, PowerState::Off, time, stop);
+        world.moves = Some(Move { from, to, when: world.begin + ms(when) });
+        let (end, _) = world.run();
+        prop_assert_ne!(end, PlanStep::Done, "{:?}", world.events);
     }
 
     /// However others hang, each device that answers is told to act, within its part of the time and in its
@@ -432,7 +473,8 @@ proptest! {
             is_known_to_fail: false,
         };
         let (word, says) = (Word::Truth, ActionReport::Claimed);
-        let good = Made { word, answers, says, acts: effect, effect: Some(effect), told: None, limits };
+        let (told, sees) = (None, 0);
+        let good = Made { word, answers, says, acts: effect, effect: Some(effect), told, sees, limits };
         made.insert(place.min(made.len()), good);
         // Those that can't tell are heard out after the action, each to the end of its last try.
         let blind = made.iter().filter(|it| it.word == Word::Always(StatusReading::CantTell));

@@ -1,21 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Actions whose effect may still come after the request, and how long they hold up conflicting requests.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fence_core::agent::plan::StatusReading;
-use fence_core::domain::{DomainId, PowerState};
+use fence_core::domain::PowerState;
 use tokio::time::sleep_until;
 
+use super::orders::OrderMark;
 use super::route::Route;
 use super::run::RunContext;
 use super::slots::RunPurpose;
 use crate::intent::WrittenOrder;
 use crate::request::lease::Lease;
 use crate::util::join::join_all;
-use crate::util::locks::lock;
 
 /// Time for which the effect of a killed agent's action may still come after its device showed it.
 const EFFECT_SETTLE: Duration = Duration::from_secs(2);
@@ -24,8 +22,6 @@ const EFFECT_SETTLE: Duration = Duration::from_secs(2);
 const FAILED_SETTLE: Duration = Duration::from_secs(10);
 /// Pause between status checks that wait for an effect.
 const EFFECT_POLL: Duration = Duration::from_secs(1);
-/// Machines of which it is remembered which devices were ordered.
-const MAX_MACHINES: usize = 4096;
 
 /// Pending effects: actions whose agents were killed or abandoned, or reported a success that their device
 /// has not shown. They may still take effect, whatever became of the request. Conflicting requests wait until
@@ -62,85 +58,6 @@ pub(super) enum OrderFailure {
     AtOnce,
     /// After a time in which the order may have been given.
     Slow,
-}
-
-/// Orders to devices to change the power of each machine. A device that shows an effect
-/// proves by that that an order was carried out only if it was the only one: none was given since, and no
-/// earlier one could still take effect. Clones share it.
-#[derive(Clone, Default)]
-pub(super) struct OrderHistory(Arc<Mutex<OrderTable>>);
-
-#[derive(Default)]
-struct OrderTable {
-    last: u64,
-    /// Number of the last order about each machine.
-    machines: HashMap<DomainId, u64>,
-    /// Orders that may still take effect, by number.
-    open: BTreeMap<u64, (DomainId, PowerState)>,
-    /// Orders up to this one are forgotten.
-    forgotten: u64,
-}
-
-/// One order in the history.
-pub(super) struct OrderMark {
-    history: OrderHistory,
-    machine: DomainId,
-    number: u64,
-    before: Option<u64>,
-    /// An earlier order of the same kind could take effect after this one was given: what the device shows
-    /// may be that one's doing, and this one may come later.
-    is_second: bool,
-}
-
-impl OrderHistory {
-    /// Notes that a device is ordered now to take a machine to this state.
-    pub(super) fn order(&self, machine: DomainId, to: PowerState) -> OrderMark {
-        let mut table = lock(&self.0);
-        if table.machines.len() >= MAX_MACHINES && !table.machines.contains_key(&machine) {
-            table.machines.clear();
-            table.forgotten = table.last;
-        }
-        table.last += 1;
-        let number = table.last;
-        let before = table.machines.insert(machine, number);
-        let is_second = table.open.values().any(|it| *it == (machine, to));
-        table.open.insert(number, (machine, to));
-        OrderMark { history: self.clone(), machine, number, before, is_second }
-    }
-}
-
-impl OrderMark {
-    /// Returns whether another order may have the effect that the device shows: then nothing tells that this
-    /// one was carried out.
-    fn is_covered(&self) -> bool {
-        let table = lock(&self.history.0);
-        self.is_second
-            || self.number <= table.forgotten
-            || table.machines.get(&self.machine).is_some_and(|last| *last > self.number)
-    }
-
-    /// Notes that the order failed, so that what a later one shows is taken for that one's effect.
-    pub(super) fn failed(&self) {
-        lock(&self.history.0).open.remove(&self.number);
-    }
-
-    /// Takes the order back: it was never given.
-    pub(super) fn take_back(&self) {
-        let mut table = lock(&self.history.0);
-        if table.machines.get(&self.machine) != Some(&self.number) {
-            return;
-        }
-        match self.before {
-            Some(before) => table.machines.insert(self.machine, before),
-            None => table.machines.remove(&self.machine),
-        };
-    }
-}
-
-impl Drop for OrderMark {
-    fn drop(&mut self) {
-        lock(&self.history.0).open.remove(&self.number);
-    }
 }
 
 impl PendingEffects {
@@ -222,82 +139,5 @@ impl Drop for PendingEffects {
             join_all(open.into_iter().map(UnconfirmedAction::settled)).await;
             drop((held, late_off));
         });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// Event at one machine that two devices can power off.
-    #[derive(Clone, Copy, Debug)]
-    enum Event {
-        /// A device is told to power it off, if that device shows it on.
-        Order(usize),
-        /// One of the orders, by a drawn number, takes effect.
-        Effect(usize),
-        /// Somebody starts the machine.
-        Start,
-        /// A device is asked.
-        Look(usize),
-    }
-
-    fn event() -> impl Strategy<Value = Event> {
-        prop_oneof![
-            (0_usize..2).prop_map(Event::Order),
-            any::<usize>().prop_map(Event::Effect),
-            Just(Event::Start),
-            (0_usize..2).prop_map(Event::Look),
-        ]
-    }
-
-    proptest! {
-        /// An order that is settled by what its device shows was carried out: it does not come later.
-        #[test]
-        fn what_is_settled_does_not_come_later(events in prop::collection::vec(event(), 0..40)) {
-            let (history, machine) = (OrderHistory::default(), DomainId::from_bytes([7; 16]));
-            let mut is_on = true;
-            // Each order that is not settled: its device, its mark, and whether it was carried out.
-            let mut open: Vec<(usize, OrderMark, bool)> = Vec::new();
-            for it in events {
-                match it {
-                    Event::Order(device) if is_on => {
-                        open.push((device, history.order(machine, PowerState::Off), false));
-                    }
-                    Event::Effect(drawn) => {
-                        let count = open.iter().filter(|it| !it.2).count().max(1);
-                        if let Some(order) = open.iter_mut().filter(|it| !it.2).nth(drawn % count) {
-                            (order.2, is_on) = (true, false);
-                        }
-                    }
-                    Event::Start => is_on = true,
-                    Event::Look(device) if !is_on => {
-                        let shown = |it: &mut (usize, OrderMark, bool)| it.0 == device && !it.1.is_covered();
-                        for (_, mark, was_carried_out) in open.extract_if(.., shown) {
-                            prop_assert!(was_carried_out, "order {} comes later", mark.number);
-                        }
-                    }
-                    Event::Order(_) | Event::Look(_) => {}
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn an_only_order_is_settled_by_what_its_device_shows() {
-        let (history, machine) = (OrderHistory::default(), DomainId::from_bytes([7; 16]));
-        let first = history.order(machine, PowerState::Off);
-        assert!(!first.is_covered());
-        drop(first);
-        let next = history.order(machine, PowerState::Off);
-        assert!(!next.is_covered(), "the first one was settled");
-        let start = history.order(machine, PowerState::On);
-        assert!(!start.is_covered(), "a start shows another state");
-        next.failed();
-        let again = history.order(machine, PowerState::Off);
-        assert!(!again.is_covered(), "one that failed is no other order");
-        assert!(next.is_covered());
     }
 }

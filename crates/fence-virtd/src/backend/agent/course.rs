@@ -5,12 +5,13 @@
 use std::time::{Duration, Instant};
 
 use fence_core::agent::plan::{ActionReport, FAILED_PAUSE, PlanStep, PowerPlan, StatusReading};
-use fence_core::domain::{ActionError, DomainId, PowerState};
-use fence_core::evidence::{DomainSite, Finding, Sight};
+use fence_core::domain::{ActionError, PowerState};
+use fence_core::evidence::{DeviceLooks, DomainSite, Finding, Sight};
 use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 
-use super::aftermath::{OrderFailure, OrderHistory, PendingEffects, UnconfirmedAction};
+use super::aftermath::{OrderFailure, PendingEffects, UnconfirmedAction};
+use super::orders::{MachinePlugs, OrderHistory};
 use super::route::Route;
 use super::run::{RunContext, StatusReply};
 use super::slots::RunPurpose;
@@ -28,7 +29,7 @@ pub(super) struct PowerChange {
     pub(super) was_so: bool,
     pub(super) note: Option<String>,
     /// Last reports of the devices, none older than the last action.
-    pub(super) reports: Vec<Finding>,
+    pub(super) reports: Vec<DeviceLooks>,
     /// An order is not settled, and another one may have had the effect that is seen.
     pub(super) may_come_again: bool,
 }
@@ -40,6 +41,9 @@ pub(super) struct LastReply {
     action: Option<String>,
     /// Last status check since the last action, with its beginning and its end.
     reading: Option<(StatusReading, Instant, Instant)>,
+    /// End of the first of the status checks since then that show no machine that is on, with none that does
+    /// after it.
+    quiet_since: Option<Instant>,
 }
 
 /// Runs one plan.
@@ -52,7 +56,7 @@ pub(super) struct PlanRunner<'a> {
     pub(super) lease: &'a Lease,
     pub(super) replies: Vec<LastReply>,
     pub(super) pending: PendingEffects,
-    pub(super) machine: DomainId,
+    pub(super) machine: MachinePlugs,
     pub(super) history: OrderHistory,
 }
 
@@ -188,7 +192,7 @@ impl PlanRunner<'_> {
             is_claimed: false,
             failed: None,
             is_seen: false,
-            mark: self.history.order(self.machine, self.goal),
+            mark: self.history.order(&self.machine, route.device_plug(), self.goal),
             order,
         });
         let context = RunContext { purpose: RunPurpose::Request, lease: Some(self.lease), until };
@@ -216,7 +220,7 @@ impl PlanRunner<'_> {
         }
         self.replies[place].action = Some(words);
         // What was read before says nothing now.
-        self.replies.iter_mut().for_each(|it| it.reading = None);
+        self.replies.iter_mut().for_each(|it| (it.reading, it.quiet_since) = (None, None));
         self.plan.acted(place, how, began, Instant::now());
     }
 
@@ -241,6 +245,16 @@ impl PlanRunner<'_> {
             last.status = Some(reply.words);
         }
         last.reading = Some((reply.reading, began, now));
+        match reply.reading {
+            StatusReading::Is(PowerState::On) => last.quiet_since = None,
+            StatusReading::Is(PowerState::Off) | StatusReading::Unlisted => {
+                last.quiet_since.get_or_insert(now);
+            }
+            StatusReading::CantTell
+            | StatusReading::Unusable
+            | StatusReading::Silent
+            | StatusReading::NotAsked => {}
+        }
         matches!(reply.reading, StatusReading::Is(_))
     }
 
@@ -253,25 +267,22 @@ impl PlanRunner<'_> {
         }
     }
 
-    /// Returns the last report of each device that was asked since the last action.
-    pub(super) fn reports(&self) -> Vec<Finding> {
+    /// Returns the looks of each device that was asked since the last action.
+    pub(super) fn reports(&self) -> Vec<DeviceLooks> {
         let reports = self.routes.iter().zip(&self.replies).filter_map(|(route, reply)| {
             let (reading, began, ended) = reply.reading?;
             let sight = match reading {
                 StatusReading::Is(PowerState::On) => Sight::On,
                 StatusReading::Is(PowerState::Off) => Sight::Off,
+                StatusReading::Unlisted => Sight::Absent,
                 StatusReading::CantTell
-                | StatusReading::Unlisted
                 | StatusReading::Unusable
                 | StatusReading::Silent
                 | StatusReading::NotAsked => Sight::Unknown(reply.status.clone().unwrap_or_default()),
             };
-            Some(Finding::without_namesakes(
-                DomainSite::Device(route.device.name.clone()),
-                sight,
-                began,
-                ended,
-            ))
+            let place = DomainSite::Device(route.device.name.clone());
+            let last = Finding::without_namesakes(place, sight, began, ended);
+            Some(DeviceLooks { last, quiet_since: reply.quiet_since.unwrap_or(ended) })
         });
         reports.collect()
     }

@@ -14,6 +14,7 @@ pub(crate) mod examine;
 mod list;
 mod not_ready;
 mod options;
+mod orders;
 mod program;
 mod route;
 mod run;
@@ -32,10 +33,11 @@ use tokio::sync::mpsc;
 use tokio::time::timeout_at;
 use tracing::{debug, info, warn};
 
-use self::aftermath::{OrderHistory, PendingEffects, UnconfirmedAction};
+use self::aftermath::{PendingEffects, UnconfirmedAction};
 use self::cached::{CachedRun, RunResult};
 use self::course::{LastReply, PlanRunner, PowerChange};
 use self::device::FenceDevice;
+use self::orders::{DevicePlug, MachinePlugs, OrderHistory, PlugClaim};
 pub(crate) use self::program::DIRECTORIES;
 use self::route::{Route, is_another};
 use self::run::{RunContext, survey};
@@ -250,7 +252,13 @@ impl AgentBackend {
         let bound = lock(&self.bound).get(&key).map(|it| (it.ways.clone(), it.when));
         let bound_or = |devices: &[usize]| {
             let (routes, _) = bound.as_ref().filter(|it| it.1.elapsed() < BOUND_PLUGS_TTL)?;
-            let routes: Vec<_> = routes.iter().filter(|it| devices.contains(&it.0)).cloned().collect();
+            // The last list may have called the plug another domain since.
+            let is_other = |(place, plug): &(usize, String)| {
+                let list = self.devices[*place].last_listing();
+                list.is_some_and(|it| is_another(&it, plug, &domain.name))
+            };
+            let routes = routes.iter().filter(|it| devices.contains(&it.0) && !is_other(it));
+            let routes: Vec<_> = routes.cloned().collect();
             (!routes.is_empty()).then_some(routes)
         };
         let is_it = |it: &&AgentDomain| it.uuid == domain.uuid && it.name == domain.name;
@@ -366,6 +374,23 @@ impl AgentBackend {
         Ok(found.iter().filter(same).cloned().collect())
     }
 
+    /// Returns the routes to a found domain, as soon as nothing is on its way to these plugs that was meant
+    /// for a domain of another name.
+    async fn claimed_routes(
+        &self,
+        goal: PowerState,
+        domain: &DomainRef,
+        lease: &Lease,
+    ) -> Result<(Vec<Route>, PlugClaim), ActionError> {
+        loop {
+            let routes = self.routes(domain, lease.until()).await?;
+            let claim = self.history.claim(machine_plugs(domain, &routes), goal);
+            if !claim.turn(lease).await? {
+                return Ok((routes, claim));
+            }
+        }
+    }
+
     /// Checks the state, and acts until the domain is in the wanted state, or until nothing more can be
     /// done.
     async fn change_power(
@@ -376,11 +401,12 @@ impl AgentBackend {
         lease: &Lease,
     ) -> Result<PowerChange, ActionError> {
         lease.check()?;
-        let routes = self.routes(domain, lease.until()).await?;
+        let (routes, _claim) = self.claimed_routes(goal, domain, lease).await?;
         let plan = PowerPlan::new(goal, routes.iter().map(Route::limits), lease.until());
         let pending = PendingEffects { lease: lease.clone(), open: Vec::new() };
         let replies = vec![LastReply::default(); routes.len()];
-        let (machine, history) = (domain.uuid, self.history.clone());
+        let machine = machine_plugs(domain, &routes);
+        let history = self.history.clone();
         let mut course =
             PlanRunner { goal, for_reboot, routes, plan, lease, replies, pending, machine, history };
         course.first_status().await;
@@ -398,7 +424,8 @@ impl AgentBackend {
         let pending = PendingEffects { lease: lease.clone(), open: Vec::new() };
         let replies = vec![LastReply::default(); routes.len()];
         let (goal, for_reboot) = (PowerState::Off, false);
-        let (machine, history) = (domain.uuid, self.history.clone());
+        let machine = machine_plugs(domain, &routes);
+        let history = self.history.clone();
         let mut course =
             PlanRunner { goal, for_reboot, routes, plan, lease, replies, pending, machine, history };
         course.first_status().await;
@@ -518,7 +545,9 @@ impl Backend for AgentBackend {
         let device = self.devices.iter().find(|it| it.name == order.order.device && !order.is_covered);
         let to = if order.order.starts { PowerState::On } else { PowerState::Off };
         // Whatever is ordered while it may come is not the only order.
-        let mark = self.history.order(machine, to);
+        let order_at = DevicePlug { device: order.order.device.clone(), plug: order.order.plug.clone() };
+        let of = MachinePlugs { machine, name: machine.to_string(), plugs: vec![order_at.clone()] };
+        let mark = self.history.order(&of, order_at, to);
         let Some(device) = device else {
             tokio::time::sleep_until(until.into()).await;
             drop(mark);
@@ -549,6 +578,16 @@ impl Backend for AgentBackend {
 
     async fn health(&self, until: Instant) -> Result<Vec<String>, ActionError> {
         self.look_at_health(until).await
+    }
+}
+
+/// Returns a domain with the plugs that are known to be its.
+fn machine_plugs(domain: &DomainRef, routes: &[Route]) -> MachinePlugs {
+    let plugs = routes.iter().filter(|it| it.unlisted.is_none());
+    MachinePlugs {
+        machine: domain.uuid,
+        name: domain.name.clone(),
+        plugs: plugs.map(Route::device_plug).collect(),
     }
 }
 

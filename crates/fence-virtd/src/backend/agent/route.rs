@@ -11,6 +11,7 @@ use fence_core::domain::PowerState;
 use fence_wire::escaped;
 
 use super::device::FenceDevice;
+use super::orders::DevicePlug;
 use super::run::{RunContext, StatusReply};
 
 /// Age up to which a list, or its absence, is used where a device is told to act.
@@ -78,6 +79,10 @@ impl Route {
             PlugListing::Unheard(why) => why,
         };
         (ActionReport::NotRun, format!("not told to act: {why}"))
+    }
+
+    pub(super) fn device_plug(&self) -> DevicePlug {
+        DevicePlug { device: self.device.name.clone(), plug: self.plug.clone() }
     }
 
     /// Returns the limits of a plan for this route.

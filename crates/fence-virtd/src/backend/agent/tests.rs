@@ -17,6 +17,7 @@ use super::*;
 use crate::request::lease::LeaseEndReason;
 use crate::request::trail::AgentRunEnd;
 
+mod renamed;
 mod unheard;
 
 /// Far longer than anything here takes; only a failure waits for it.
