@@ -15,6 +15,7 @@ from lab import net, programs, testdriver
 
 OURS = str(programs.OURS_DIR / "fence_virtd")
 AGENT = str(programs.OURS_DIR / "fence_virt")
+XVM = str(programs.OURS_DIR / "fence_xvm")
 OFF, ON = testdriver.SHUTOFF, testdriver.RUNNING
 IS_ON, FAILED, IS_OFF = 0, 1, 2
 _numbers = itertools.count()
@@ -98,6 +99,17 @@ def test_all_c_hosts_count(site):
     known[1][1].stop(signal.SIGKILL)
     rc, record = site.status()
     assert rc == FAILED and f"fence_virtd --forget {known[1][0].ip}" in record
+
+
+@pytest.mark.parametrize("action", ["off", "reboot"])
+@pytest.mark.parametrize("there", [["y"], []], ids=["others", "none"])
+def test_a_c_host_that_fails_first(site, action, there):
+    """It knows no "x", and says at once that the request failed. Ours, which has it, asks that host first."""
+    known = site.c_host(*there)
+    site.serve(known)
+    for _ in range(3):
+        result = programs.run_agent(site.guest, "-o", action, "-H", "x", "-k", site.key, "-t", "25", program=XVM, timeout=30)
+        assert result.rc == 0, (result, programs.audit_records(site.audit))
 
 
 def test_groups_of_a_c_host_hide_a_domain(site):

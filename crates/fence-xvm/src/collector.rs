@@ -5,6 +5,8 @@
 //! - lists of all hosts are merged, and the quiet time begins anew with each host that has ended;
 //! - a failure or denial of off, on, reboot or status within the quiet time after our proof may come from a
 //!   host that does not run the domain. For the quiet time another host may succeed;
+//! - a failure of off, on or reboot without a reason may come from a C host, which reports it at once of a
+//!   domain that it does not know. A host that has the domain asks that one first, so it gets more time;
 //! - a later failure comes from a host that tried. It is the result, because a host that only knows the
 //!   domain as off would report it as fenced;
 //! - every other answer ends the request.
@@ -32,6 +34,9 @@ use crate::deadline::Deadline;
 use crate::exchange::{ExchangeError, LIST_MAX};
 use crate::multicast_failure::MulticastFailure;
 use crate::rows::ListRows;
+
+/// Shortest wait for another host after a failure that may be a C host's.
+const C_HOST_QUIET: Duration = Duration::from_secs(4);
 
 /// Answers of hosts so far.
 #[derive(Debug)]
@@ -93,7 +98,15 @@ impl<W: Write> AnswerCollector<W> {
     /// answer may be a better one.
     pub(crate) fn quiet_time(&self) -> Option<(Duration, Deadline)> {
         let latest = self.latest.filter(|_| self.awaited.is_empty() || self.has_yes());
-        latest.map(|latest| (self.quiet, Deadline::from(latest, self.quiet)))
+        let quiet = if self.may_be_a_c_host() { self.quiet.max(C_HOST_QUIET) } else { self.quiet };
+        latest.map(|latest| (quiet, Deadline::from(latest, quiet)))
+    }
+
+    /// Returns whether the failure up to now may be that of a C host, which does not know the domain.
+    fn may_be_a_c_host(&self) -> bool {
+        let is_bare = |it: &(_, HostResult)| matches!(it.1, Ok(HostAnswer::Response(Response::Failure)));
+        matches!(self.action, Action::Off | Action::On | Action::Reboot)
+            && self.failure.as_ref().is_some_and(is_bare)
     }
 
     /// Takes the answer of a host that holds the key, `since_proof` after it got our proof. Returns the final
@@ -456,6 +469,21 @@ mod tests {
                 .is_none()
         );
         assert_eq!(collector.conclude().unwrap(), Some(HostAnswer::Response(Response::PermissionDenied)));
+    }
+
+    #[test]
+    fn a_failure_that_may_be_a_c_hosts_leaves_others_more_time() {
+        let now = Instant::now();
+        let told = HostAnswer::Failed("the domain is on at another host".to_owned());
+        for action in [Action::Off, Action::On, Action::Reboot, Action::Status] {
+            for failure in [HostAnswer::Response(Response::Failure), told.clone()] {
+                let may_be = action != Action::Status && failure != told;
+                let mut collector = collector(action);
+                assert!(collector.take_result(host(1), Ok(failure), AT_ONCE, now).unwrap().is_none());
+                let quiet = collector.quiet_time().unwrap().0;
+                assert_eq!(quiet, if may_be { C_HOST_QUIET } else { QUIET }, "{action}");
+            }
+        }
     }
 
     #[test]
