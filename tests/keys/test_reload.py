@@ -271,3 +271,12 @@ def test_what_waits_and_is_still_allowed_runs(stage, daemon, reload):
     reload(host, ("groups {", 'groups { group { ip = "10.9.9.9"; uuid = "vm9"; }'))
     assert second.answer() == 0
     assert len(host.audited(action="off", decision="run", result="success")) == 1
+
+
+def test_an_address_that_the_own_socket_has_needs_a_restart(stage, daemon, reload):
+    """The old socket is in the way of the new one, and the whole file is refused: its new key too."""
+    host = daemon(keys=("old",))
+    since = reload(host, ('address = "0.0.0.0"', f'address = "{stage.host.ip}"'),
+                   (f'key_file = "{stage.key("old")}";', f'key_file = "{stage.key("new")}";'), says=REFUSED)
+    host.wait_log("this daemon's own listener tcp holds the port: restart fence_virtd for this change", since=since)
+    assert status(stage.tcp, "old") == 0

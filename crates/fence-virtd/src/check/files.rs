@@ -19,6 +19,7 @@ use nix::unistd::{AccessFlags, faccessat, geteuid};
 
 use super::finding::{Finding, USER};
 use crate::listener::keys::{KeyNotice, ListenerKeys, have_keys, shown_group};
+use crate::listener::rules::missing_proof;
 
 /// Step after the disk of the audit file is well again.
 const MENDS_ITSELF: &str = "the daemon opens the file by itself, at once after SIGHUP";
@@ -32,8 +33,7 @@ pub(super) fn keys(config: &Config) -> Vec<Finding> {
     for listener in &config.listeners {
         let Some(own) = listener.keys() else { continue };
         let (files, named, hash, auth) = (&own.key_files, own.key_files_named, own.hash, own.auth);
-        if hash == HashType::None || (auth == HashType::None && hash.sealed().is_none()) {
-            let text = "asks for no proof of the key: whoever reaches it may fence";
+        if let Some(text) = missing_proof(hash, auth) {
             let next = "remove the lines hash and auth from its block";
             found.push(Finding::warning("key", format!("listener {}", config.name_of(listener)), text, next));
         }

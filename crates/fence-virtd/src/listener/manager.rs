@@ -58,10 +58,19 @@ impl ListenerContext {
 
 /// A listener that can't start with the settings of the configuration.
 #[derive(Debug, thiserror::Error)]
-#[error("listener {name}: {source}")]
+#[error("listener {name}: {source}{}", own_socket(holder.as_deref()))]
 pub(crate) struct ListenerError {
     name: String,
     source: StartError,
+    /// Running listener of this daemon that may hold the port.
+    holder: Option<String>,
+}
+
+fn own_socket(holder: Option<&str>) -> String {
+    let words = |it| {
+        format!(" (this daemon's own listener {it} holds the port: restart fence_virtd for this change)")
+    };
+    holder.map(words).unwrap_or_default()
 }
 
 /// A listener with a task.
@@ -179,8 +188,21 @@ impl ListenerManager {
             Err(error) if self.is_retrying(settings) && ListenerRules::load(settings, groups).is_ok() => {
                 Ok(ListenerChange::Retry(error))
             }
-            Err(error) => Err(error),
+            Err(error) => {
+                let is_in_use = matches!(&error.source, StartError::Socket(it) if it.contains("in use"));
+                let holder = is_in_use.then(|| self.holder_of(settings)).flatten();
+                Err(ListenerError { holder, ..error })
+            }
         }
+    }
+
+    /// Returns the name of a running listener that has the port of these settings at another address.
+    fn holder_of(&self, settings: &Settings) -> Option<String> {
+        let (kind, port) = (settings.kind(), settings.port()?);
+        let is_it = |it: &&RunningListener| it.settings.kind() == kind && it.settings.port() == Some(port);
+        let is_tcp = matches!(settings, Settings::Tcp(_));
+        let holder = self.running.iter().filter(|_| is_tcp).find(is_it)?;
+        Some(escaped(&holder.name.now()).to_string())
     }
 
     /// Makes the changes, none of which can fail.
@@ -315,7 +337,7 @@ async fn try_open(
 }
 
 fn failed(name: &str, source: StartError) -> ListenerError {
-    ListenerError { name: escaped(name).to_string(), source }
+    ListenerError { name: escaped(name).to_string(), source, holder: None }
 }
 
 /// Tries to start a listener until it can, and serves from then on. For a daemon with `-w`.

@@ -231,14 +231,26 @@ struct KeyFiles<'a> {
     named: bool,
 }
 
-/// Warns of a listener that accepts requests without a proof of the key.
+/// Warns of a listener that does without a proof of the key.
 fn warn_unproved(settings: &Settings, minimum: HashType, auth: HashType) {
-    if minimum == HashType::None || !asks_for_late_proof(minimum, auth) {
-        let listener = settings.kind();
-        warn!(
-            %listener, hash = %minimum, %auth,
-            "this listener asks for no proof of the key: whoever reaches it may fence"
-        );
+    if let Some(words) = missing_proof(minimum, auth) {
+        warn!(listener = %settings.kind(), hash = %minimum, %auth, "this listener {words}");
+    }
+}
+
+/// Returns what a listener does without a proof of the key; none where both the request and its client are
+/// proved.
+pub(crate) fn missing_proof(minimum: HashType, auth: HashType) -> Option<&'static str> {
+    match (minimum == HashType::None, !asks_for_late_proof(minimum, auth)) {
+        (true, true) => Some("asks for no proof of the key: whoever reaches it may fence"),
+        (true, false) => Some(
+            "takes requests without a signature: only the challenge keeps out whoever does not have the key",
+        ),
+        (false, true) => Some(
+            "asks for no proof that a client lives (auth is none): the signature of its request is enough, \
+             also after the machine that asked has been powered off",
+        ),
+        (false, false) => None,
     }
 }
 

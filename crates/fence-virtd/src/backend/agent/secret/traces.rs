@@ -208,8 +208,8 @@ fn entities(text: &[u8]) -> Vec<u8> {
     })
 }
 
-/// Reads hexadecimal digits, also with colons or dashes between the bytes, wherever the encoded text begins
-/// in its digits.
+/// Reads hexadecimal digits, also with signs, blanks or a prefix between the bytes, wherever the encoded text
+/// begins in its digits.
 fn hexadecimal(text: &[u8]) -> Vec<u8> {
     replaced(text, |it, out| {
         let (bytes, length) = hex_bytes(it);
@@ -232,12 +232,24 @@ fn hex_bytes(digits: &[u8]) -> (Zeroizing<Vec<u8>>, usize) {
     while let Some(value) = digits.get(at..at + 2).and_then(hex_value) {
         bytes.extend(u8::try_from(value));
         at += 2;
-        let is_next = digits.get(at + 1..at + 3).is_some_and(is_hex);
-        if matches!(digits.get(at), Some(b':' | b'-')) && is_next {
-            at += 1;
-        }
+        at += between_bytes(&digits[at..]);
     }
     (bytes, at)
+}
+
+/// Returns the length of what stands between two bytes in hexadecimal: `0x53, 0x33`, `53:33`, `=53=33`.
+fn between_bytes(digits: &[u8]) -> usize {
+    const LONGEST: usize = 3;
+    let is_sign = |it: &&u8| it.is_ascii_whitespace() || b",;:.=-_%$'\"\\|/".contains(it);
+    let signs = digits.iter().take(LONGEST).take_while(is_sign).count();
+    let rest = &digits[signs..];
+    let prefix = match rest {
+        [b'0', b'x' | b'X', ..] => 2,
+        [b'x' | b'X', ..] => 1,
+        _ => 0,
+    };
+    let is_next = rest.get(prefix..prefix + 2).is_some_and(is_hex);
+    if is_next { signs + prefix } else { 0 }
 }
 
 fn is_hex(digits: &[u8]) -> bool {
@@ -302,7 +314,7 @@ mod tests {
     type Encoder = (&'static str, Decoder);
 
     /// Ways to write a text.
-    const ENCODERS: [Encoder; 10] = [
+    const ENCODERS: [Encoder; 12] = [
         ("as it is", |it| it.to_vec()),
         ("percent", |it| it.iter().flat_map(|it| format!("%{it:02X}").into_bytes()).collect()),
         ("JSON", |it| it.iter().flat_map(|it| format!("\\u{:04x}", u32::from(*it)).into_bytes()).collect()),
@@ -314,6 +326,8 @@ mod tests {
         ("entities", |it| it.iter().flat_map(|it| format!("&#{it};").into_bytes()).collect()),
         ("entities, hexadecimal", |it| it.iter().flat_map(|it| format!("&#x{it:x};").into_bytes()).collect()),
         ("hexadecimal", hex_of),
+        ("bytes of C", |it| it.iter().flat_map(|it| format!("0x{it:02x}, ").into_bytes()).collect()),
+        ("quoted-printable", |it| it.iter().flat_map(|it| format!("={it:02X}").into_bytes()).collect()),
         ("base64", base64_of),
         ("UTF-16", |it| it.iter().flat_map(|it| [*it, 0]).collect()),
         ("lines", |it| it.chunks(3).collect::<Vec<_>>().join(&b"\r\n"[..])),
