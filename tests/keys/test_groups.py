@@ -42,6 +42,12 @@ def test_two_clusters_on_one_host(stage, daemon, ask):
         assert ask(own, "-o", "status", "-H", "plain").rc == 3
         assert ask(own, "-o", "off", "-H", f"{own}2").rc == 0
         assert ask(own, "-o", "status", "-H", f"{own}2").rc == 2
+    # A question what would be done does not tell whether others have a domain.
+    def told(name):
+        result = ask("red", "--diagnose", "-o", "off", "-H", name)
+        assert result.rc == 1
+        return (result.out + result.err).replace(name, "NAME")
+    assert "blue" not in told("blue1").replace("NAME", "") and told("blue1") == told("nobody")
     # The key of the listener opens neither.
     assert names(ask("host", "-o", "list")) == []
     assert ask("host", "-o", "off", "-H", "red1").rc == 3

@@ -368,12 +368,18 @@ async fn until_readable<S: AsyncRead>(reader: &mut ReadHalf<S>) {
     let _ = reader.read(&mut byte).await;
 }
 
+/// Words of a denial for a client.
+const DENIED: &str = "this guest may not fence this domain with its key; the log of the host says why";
+
 /// Returns the bytes of an answer. Only a question that changes nothing is told why it failed: the reason of
 /// an action may speak of other clients.
 fn answer_bytes(job: &RequestJob, response: ResponseWriter, outcome: &RequestOutcome) -> Vec<u8> {
     if job.dry_run.is_some() {
         // Never a plain response: nothing was done, and nothing else was asked.
-        return response.forecast(outcome.answer().response(), outcome.reason().unwrap_or_default());
+        let code = outcome.answer().response();
+        // The reason of a denial names groups, and tells which domains others have.
+        let denied = (code == Response::PermissionDenied).then_some(DENIED);
+        return response.forecast(code, denied.or(outcome.reason()).unwrap_or_default());
     }
     let is_question = matches!(job.action, Action::Status | Action::Monitor);
     match (outcome.answer(), outcome.reason()) {
