@@ -107,7 +107,7 @@ whole:
 	$(MAKE) check unit-build build
 	scripts/check-install
 	$(MAKE) deb rpm
-	scripts/failures $(MAKE) suites LANES=6 BESIDE="unit-run fuzz"
+	scripts/failures $(MAKE) suites LANES=8 BESIDE="unit-run fuzz"
 
 # Everything that talks to the programs from outside. Most of it waits most of its time (the C programs sleep, guests boot), so
 # several suites run beside each other; each has its own namespaces. What one printed comes when it is over. Fuzzing takes the time
@@ -119,11 +119,11 @@ REFERENCE_TODAY ?= reference-today
 suites: packages-test reference-today ## every suite of tests/ against target/dist
 	$(MAKE) --keep-going -j$(LANES) --output-sync=target REFERENCE_TODAY= $(BESIDE) $(SUITES)
 
-# The long ones first; those that wait most of their time (cpg, agents) beside those that work.
-SUITES = suite-cpg-1 suite-elsewhere-1 suite-agents suite-cpg-3 suite-guests suite-elsewhere-2 suite-cpg-2 suite-e2e suite-truth_search suite-fence_races \
-    suite-field suite-compliance suite-pacemaker suite-diagnose suite-cts suite-transports suite-attacks \
-    suite-reference suite-reference-today suite-several_hosts suite-attacks-reference suite-keys suite-observability suite-sandbox \
-    suite-islands suite-contained suite-configure suite-packages suite-manual suite-checks suite-bench
+# The long ones first.
+SUITES = suite-cpg-3 suite-elsewhere-1 suite-agents-1 suite-elsewhere-2 suite-agents-2 suite-e2e suite-fence_races suite-cpg-2 suite-guests suite-cpg-1 \
+    suite-field suite-compliance suite-truth_search suite-diagnose suite-pacemaker suite-transports suite-sandbox suite-cts suite-attacks \
+    suite-keys suite-reference suite-reference-today suite-observability suite-several_hosts suite-attacks-reference suite-contained suite-configure \
+    suite-packages suite-manual suite-checks suite-islands suite-bench
 
 check: packages-build ## format, lints, and the checks in scripts/
 	cargo fmt --all --check
@@ -155,13 +155,14 @@ unit-build: packages-test
 unit: unit-build ## the tests of the crates
 	$(MAKE) unit-run
 
-# Without prerequisites, so that it begins at once beside the suites.
+# Without prerequisites, so that it begins at once beside the suites. With the features of the whole workspace each time: another
+# choice of them is another build.
 unit-run:
 	PROPTEST_RNG_SEED=$(UNIT_SEED) RUST_TEST_THREADS=6 \
 	    scripts/contained --strict timeout -k 10 900 cargo test --locked --workspace --no-fail-fast
-	scripts/contained --strict timeout -k 10 300 cargo test --locked -p libvirt-host --test real_libvirtd -- --ignored
-	scripts/contained --strict timeout -k 10 300 cargo test --locked -p corosync-cpg --test real_corosync -- --ignored
-	scripts/contained --strict timeout -k 10 300 cargo test --locked -p fence-virtd --bin fence_virtd -- --ignored cluster::
+	scripts/contained --strict timeout -k 10 300 cargo test --locked --workspace --test real_libvirtd -- --ignored
+	scripts/contained --strict timeout -k 10 300 cargo test --locked --workspace --test real_corosync -- --ignored
+	scripts/contained --strict timeout -k 10 300 cargo test --locked --workspace --bin fence_virtd -- --ignored cluster::
 	THREADS_SEED=$(THREADS_SEED) nice -n 10 timeout -k 10 900 tests/threads/run $(SCHEDULES)
 
 # Our daemon with both agents; the C daemon with both is a part of `make soak`.
@@ -195,6 +196,8 @@ files_of = $(patsubst tests/%,%,$(wildcard tests/$(1)/test_*.py))
 FILES_cpg-1 = $(patsubst %,cpg/test_%.py,moves survivor agents gone)
 FILES_cpg-2 = $(patsubst %,cpg/test_%.py,lost recovery truth routing)
 FILES_cpg-3 = $(filter-out $(FILES_cpg-1) $(FILES_cpg-2),$(call files_of,cpg))
+FILES_agents-1 = $(patsubst %,agents/test_%.py,bad_agent survivor evidence truth several)
+FILES_agents-2 = $(filter-out $(FILES_agents-1),$(call files_of,agents))
 FILES_elsewhere-1 = $(patsubst %,elsewhere/test_%.py,migrations rows costs half_reboots names)
 FILES_elsewhere-2 = $(filter-out $(FILES_elsewhere-1),$(call files_of,elsewhere))
 
@@ -205,7 +208,7 @@ $(addprefix suite-,$(WITH_FAULTS)): suite-%:
 	SIDE=ours OURS_DIR=$(DIST) scripts/suite $(or $(FILES_$*),$*)
 
 suite-%: ## one suite, as suite-transports
-	SIDE=ours OURS_DIR=$(DIST) scripts/suite $*
+	SIDE=ours OURS_DIR=$(DIST) scripts/suite $(or $(FILES_$*),$*)
 
 compliance: suite-reference suite-reference-today suite-compliance
 
