@@ -39,9 +39,18 @@ pub(super) fn all(config: &Config, own: Option<&[CheckedDomain]>) -> Vec<Finding
 fn rule(config: &Config, group: &Group) -> String {
     let mut sources: Vec<String> = group.ips.iter().map(|it| escaped(it.as_str()).to_string()).collect();
     let has_own_key = !group.key_files.is_empty();
-    // A serial line shows no key.
-    if config.serial().is_some() && !has_own_key {
-        sources.push("its domains by their serial lines".to_owned());
+    // A serial line shows no key. By a network a domain is known only where the group lists no address.
+    let by_serial = config.serial().is_some() && !has_own_key;
+    let by_network = config.listeners.iter().any(|it| it.keys().is_some());
+    let by_cards = by_network && sources.is_empty() && !has_own_key;
+    let known_by = match (by_cards, by_serial) {
+        (true, true) => Some("network cards or serial lines"),
+        (true, false) => Some("network cards"),
+        (false, true) => Some("serial lines"),
+        (false, false) => None,
+    };
+    if let Some(known_by) = known_by.filter(|_| !group.uuids.is_empty()) {
+        sources.push(format!("its domains, known by their {known_by},"));
     }
     let members: Vec<String> = group.uuids.iter().map(|it| escaped(it.as_str()).to_string()).collect();
     let whom = if members.is_empty() { "nobody".to_owned() } else { first_names(&members, SHOWN) };
@@ -49,7 +58,7 @@ fn rule(config: &Config, group: &Group) -> String {
         return format!("whoever has a key of the group (`key_file`) may fence {whom}, from any address");
     }
     let who = if sources.is_empty() {
-        "nobody (the group has no `ip`)".to_owned()
+        "nobody (the group has no `ip` and no `uuid`)".to_owned()
     } else {
         first_names(&sources, SHOWN)
     };
@@ -101,7 +110,7 @@ mod tests {
             found[0].1.contains("10.0.0.1, 10.0.0.2 may fence web1, web2, with the listener's key"),
             "{found:?}"
         );
-        assert!(found[1].1.contains("nobody (the group has no `ip`) may fence db1"), "{found:?}");
+        assert!(found[1].1.contains("its domains, known by their network cards, may fence db1"), "{found:?}");
     }
 
     #[test]
