@@ -18,6 +18,12 @@ use crate::listener::keys::{OpenKeys, shown_group};
 use crate::util::{counted, first_names};
 
 const CHECK: &str = "islands";
+
+/// Reason why a group of several members may have one domain.
+const SEVERAL_NAMES: &str = "its members may be names of one domain, which another machine fences (a name \
+                             and a UUID; with the backend agent a plug and an alias): list its domains by \
+                             UUID";
+
 /// Most groups that a line shows.
 const SHOWN: usize = 12;
 
@@ -84,6 +90,7 @@ fn sources(
                 );
             }
             Some(_) => {}
+            None if opened.len() == 1 && group.uuids.len() > 1 => return Err(SEVERAL_NAMES),
             None if opened.len() == 1 => return Err("it may have one domain, which another machine fences"),
             None => {
                 return Err("another group with its key has addresses (`ip`), or both may have one domain");
@@ -278,6 +285,7 @@ mod tests {
                 "group { uuid = \"c\"; key \"green\"; }",
                 "it may have one domain, which another machine fences",
             ),
+            (&format!("group {{ uuid = \"c\"; uuid = \"{UUID}\"; key \"green\"; }}"), SEVERAL_NAMES),
             ("group { uuid = \"c\"; uuid = \"d\"; key \"all\"; }", "a listener may have its key, too"),
             (&by_address, "its sources are addresses (`ip`)"),
         ] {
