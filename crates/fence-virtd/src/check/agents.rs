@@ -193,11 +193,16 @@ fn secret(name: &str, option: &str, path: &Path, read: &Result<(), String>) -> F
     match read {
         Ok(()) => Finding::ok(CHECK, subject, format!("{file} can be read")),
         Err(why) => {
-            let next = format!(
-                "chown root {file}; chmod 600 {file}; its first line is the value. One that is not there: \
-                 install -m 600 \
-                 /dev/null {file}"
-            );
+            let next = if why.contains("first line") {
+                format!(
+                    "write the value, such as the password, into the first line of {file}, with an editor"
+                )
+            } else {
+                format!(
+                    "chown root {file}; chmod 600 {file}; its first line is the value. One that is not \
+                     there: install -m 600 /dev/null {file}, then write the value into it, with an editor"
+                )
+            };
             Finding::failed(CHECK, subject, why, next)
         }
     }
@@ -258,4 +263,21 @@ fn few(names: &[String]) -> String {
     let shown: Vec<_> = names.iter().take(MAX_SHOWN).map(|it| escaped(it).to_string()).collect();
     let more = if names.len() > MAX_SHOWN { ", …" } else { "" };
     format!("{}{more}", shown.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_step_for_a_secret_without_a_value_is_to_write_it() {
+        let next = |why: &str| {
+            let read = Err(why.to_owned());
+            secret("one", "password", Path::new("/p"), &read).next.unwrap_or_default()
+        };
+        let empty = next("the first line of /p is empty");
+        assert!(empty.starts_with("write the value") && !empty.contains("chmod"), "{empty}");
+        assert!(next("others can read /p, or write it: chmod 600 it").contains("chmod 600 /p"));
+        assert!(next("can't read /p: No such file").contains("then write the value into it"));
+    }
 }

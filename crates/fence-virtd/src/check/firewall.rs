@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Hints at a firewall that may block requests. Rules can say anything in any order, so these are never more
-//! than hints: a rule drops, and no rule names the port. Runs in the process of `--check`, with one thread
+//! than hints: a rule drops the port, or a rule drops all and no rule names the port. Runs in the process of `--check`, with one thread
 //! for each tool. Must never change a rule or load a module.
 
 use std::collections::BTreeSet;
@@ -12,6 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use fence_config::{Config, Listener, Peers};
+use fence_wire::escaped;
 
 use super::finding::Finding;
 use crate::peers::settings::call_back_port;
@@ -36,9 +37,11 @@ pub(super) fn hints(config: &Config) -> Vec<Finding> {
     }
     let mut found = Vec::new();
     let (mut rules_of_hosts, of_hosts) = (None, port_of_hosts(config));
+    let bridges: Vec<_> = config.multicasts().map(|it| it.interface.as_deref()).collect();
+    let bridges: Vec<_> = bridges.into_iter().collect::<Option<_>>().unwrap_or_default();
     let mut look = |tool: &str, rules: &FirewallRules, found: &mut Vec<Finding>| {
-        found.extend(judge(tool, rules, &wanted, calls_back));
-        if of_hosts.is_some_and(|port| rules.input && !names_port(&rules.text, "tcp", port)) {
+        found.extend(judge(tool, rules, &wanted, calls_back, &bridges));
+        if of_hosts.is_some_and(|port| rules.drop("tcp", port) && !names_port(&rules.text, "tcp", port)) {
             rules_of_hosts = of_hosts;
         }
     };
@@ -90,12 +93,40 @@ fn all_clear(wanted: &BTreeSet<(&str, u16)>, calls_back: bool, of_hosts: Option<
 /// Rough summary of a set of rules.
 #[derive(Default, PartialEq, Eq, Debug)]
 struct FirewallRules {
-    /// Some incoming packets are dropped.
-    input: bool,
+    /// Lines by which incoming packets are dropped.
+    input: Vec<String>,
+    /// Lines of other chains that drop packets. Such a chain may be part of what comes in.
+    inner: Vec<String>,
     /// Some outgoing packets are dropped.
     output: bool,
     /// The rules as text.
     text: String,
+}
+
+impl FirewallRules {
+    /// Returns whether a line may drop what comes in to this port.
+    fn drop(&self, kind: &str, port: u16) -> bool {
+        self.input.iter().any(|it| may_drop(it, kind, port))
+    }
+
+    /// Returns the first line that drops just this port, and before which no line lets it in. A line about
+    /// other interfaces than the guests' `bridges` does not count.
+    fn line_against(&self, kind: &str, port: u16, bridges: &[&str]) -> Option<&str> {
+        let is_it = |line: &str| is_about(line, kind) && ports_of(line).is_some_and(|it| has_port(it, port));
+        let is_elsewhere = |line: &str| {
+            let has = |word: &str| line.split([' ', '"']).any(|it| it == word);
+            ["iif", "iifname", "-i"].into_iter().any(has) && !bridges.iter().copied().any(has)
+        };
+        let lets_in = |it: &str| it.split(' ').any(|word| word.eq_ignore_ascii_case("accept")) && is_it(it);
+        let mut lines = self.input.iter().chain(&self.inner).map(String::as_str);
+        lines.find(|line| {
+            let mut before = self.text.lines().map(str::trim).take_while(|it| it != line);
+            is_it(line)
+                && !is_negated(line)
+                && (bridges.is_empty() || !is_elsewhere(line))
+                && !before.any(lets_in)
+        })
+    }
 }
 
 fn judge(
@@ -103,11 +134,22 @@ fn judge(
     rules: &FirewallRules,
     wanted: &BTreeSet<(&str, u16)>,
     calls_back: bool,
+    bridges: &[&str],
 ) -> Vec<Finding> {
     let mut found = Vec::new();
     let firewalld = is_firewalld(&rules.text);
     for (kind, port) in wanted {
-        if rules.input && !names_port(&rules.text, kind, *port) {
+        if let Some(line) = rules.line_against(kind, *port, bridges) {
+            let text = format!(
+                "a rule drops {kind} port {port} in: {}. Requests that it meets do not arrive",
+                escaped(line)
+            );
+            let next = format!(
+                "take that rule out, or let {kind} port {port} in from the guests' bridge before it. If it \
+                 is for another network than that of the guests, nothing has to be done"
+            );
+            found.push(Finding::warning(CHECK, tool, text, next));
+        } else if rules.drop(kind, *port) && !names_port(&rules.text, kind, *port) {
             let next = if firewalld {
                 format!(
                     "firewall-cmd --permanent --zone=ZONE --add-port={port}/{kind} && firewall-cmd --reload \
@@ -130,6 +172,26 @@ fn judge(
     found
 }
 
+/// Returns whether a line that drops may do so with what comes in to this port: it names no port and not
+/// the other protocol alone, or it names this port.
+fn may_drop(line: &str, kind: &str, port: u16) -> bool {
+    let has_digits = |it: &&str| it.contains(|c: char| c.is_ascii_digit());
+    let named = ports_of(line).filter(has_digits);
+    is_about(line, kind) && named.is_none_or(|it| has_port(it, port) != is_negated(line))
+}
+
+/// Returns the ports to which a line is limited: what stands between `dport` and the next word.
+fn ports_of(line: &str) -> Option<&str> {
+    let (_, rest) = line.split_once("dport")?;
+    let rest = rest.trim_start_matches('s');
+    Some(rest.split_once(|c: char| c.is_ascii_alphabetic() || c == '@').map_or(rest, |it| it.0))
+}
+
+/// Returns true if a line is about all ports but those that it names.
+fn is_negated(line: &str) -> bool {
+    ["dport !=", "! --dport"].into_iter().any(|it| line.contains(it))
+}
+
 fn is_firewalld(rules: &str) -> bool {
     rules.contains("table inet firewalld")
 }
@@ -137,12 +199,14 @@ fn is_firewalld(rules: &str) -> bool {
 /// Returns true where a line of the rules names a port, in a word or a range, and not for the other protocol
 /// alone.
 fn names_port(rules: &str, kind: &str, port: u16) -> bool {
-    let is_about = |line: &&str| {
-        let words = line.split(|c: char| !c.is_ascii_alphanumeric());
-        let named: BTreeSet<_> = words.filter(|it| ["tcp", "udp"].contains(it)).collect();
-        named.is_empty() || named.contains(kind)
-    };
-    rules.lines().filter(is_about).any(|it| has_port(it, port))
+    rules.lines().filter(|it| is_about(it, kind)).any(|it| has_port(it, port))
+}
+
+/// Returns true if a line is not about the other protocol alone.
+fn is_about(line: &str, kind: &str) -> bool {
+    let words = line.split(|c: char| !c.is_ascii_alphanumeric());
+    let named: BTreeSet<_> = words.filter(|it| ["tcp", "udp"].contains(it)).collect();
+    named.is_empty() || named.contains(kind)
 }
 
 fn has_port(line: &str, port: u16) -> bool {
@@ -167,14 +231,17 @@ fn nft(text: &str) -> FirewallRules {
             hook = "input";
         } else if line.contains("hook output") {
             hook = "output";
+        } else if line.contains(" hook ") {
+            hook = "other";
         }
         let mut words = line.split([' ', ';']);
         let drops = words.any(|it| it == "drop" || it == "reject")
             && !line.contains("ct state invalid")
             && !line.contains("ct state { invalid }");
         match hook {
-            "input" => rules.input |= drops,
-            "output" => rules.output |= drops,
+            "input" if drops => rules.input.push(line.to_owned()),
+            "" if drops => rules.inner.push(line.to_owned()),
+            "output" => rules.output |= drops && is_about(line, "tcp"),
             _ => {}
         }
     }
@@ -183,15 +250,20 @@ fn nft(text: &str) -> FirewallRules {
 
 /// Summarises `iptables-save -t filter`.
 fn iptables(text: &str) -> FirewallRules {
-    let drops = |chain: &str| {
-        text.lines().any(|line| {
-            line.strip_prefix(':').is_some_and(|it| it.starts_with(&format!("{chain} DROP")))
-                || line.starts_with(&format!("-A {chain} "))
-                    && !line.contains("INVALID")
-                    && line.split(' ').any(|it| it == "DROP" || it == "REJECT")
-        })
-    };
-    FirewallRules { input: drops("INPUT"), output: drops("OUTPUT"), text: text.to_owned() }
+    let mut rules = FirewallRules { text: text.to_owned(), ..FirewallRules::default() };
+    for line in text.lines().map(str::trim) {
+        let mut words = line.split([' ', ':']);
+        let chain = words.find(|it| !["", "-A"].contains(it)).unwrap_or_default();
+        let drops = !line.contains("INVALID") && words.any(|it| it == "DROP" || it == "REJECT");
+        match chain {
+            _ if !drops => {}
+            "INPUT" => rules.input.push(line.to_owned()),
+            "OUTPUT" => rules.output |= is_about(line, "tcp"),
+            "FORWARD" => {}
+            _ => rules.inner.push(line.to_owned()),
+        }
+    }
+    rules
 }
 
 enum ToolFailure {
@@ -255,7 +327,8 @@ table inet filter {
 ";
 
     fn texts(rules: &FirewallRules) -> Vec<String> {
-        judge("nft", rules, &BTreeSet::from([("udp", 1229)]), true).into_iter().map(|it| it.text).collect()
+        let found = judge("nft", rules, &BTreeSet::from([("udp", 1229)]), true, &["br0"]);
+        found.into_iter().map(|it| it.text).collect()
     }
 
     #[test]
@@ -271,13 +344,11 @@ table inet filter {
     #[test]
     fn forwarding_and_what_is_invalid_are_no_matter() {
         let rules = nft(&DROPS.replacen("policy drop", "policy accept", 1));
-        assert!(!rules.input && !rules.output);
+        assert!(rules.input.is_empty() && !rules.output);
         let invalid = DROPS.replacen("policy drop;", "policy accept;\n\t\tct state invalid drop", 1);
-        assert!(!nft(&invalid).input);
-        assert!(
-            nft(&DROPS.replacen("policy drop;", "policy accept;\n\t\treject with icmpx admin-prohibited", 1))
-                .input
-        );
+        assert!(nft(&invalid).input.is_empty());
+        let rejects = "policy accept;\n\t\treject with icmpx admin-prohibited";
+        assert_eq!(nft(&DROPS.replacen("policy drop;", rejects, 1)).input.len(), 1);
     }
 
     #[test]
@@ -285,11 +356,11 @@ table inet filter {
         let rules = iptables(
             "*filter\n:INPUT DROP [0:0]\n:OUTPUT ACCEPT [0:0]\n-A INPUT -p tcp --dport 22 -j ACCEPT\n",
         );
-        assert_eq!((rules.input, rules.output), (true, false));
+        assert_eq!((rules.input.len(), rules.output), (1, false));
         let rules =
             iptables("*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -j REJECT --reject-with icmp-host-prohibited\n");
-        assert!(rules.input);
-        assert!(!iptables("*filter\n:INPUT ACCEPT [0:0]\n:FORWARD DROP [0:0]\n").input);
+        assert!(rules.drop("udp", 1229));
+        assert!(!iptables("*filter\n:INPUT ACCEPT [0:0]\n:FORWARD DROP [0:0]\n").drop("udp", 1229));
     }
 
     #[test]
@@ -311,8 +382,40 @@ table inet filter {
             assert_eq!((names_port(line, "udp", 1229), names_port(line, "tcp", 1229)), (udp, tcp), "{line}");
         }
         let open = nft(&DROPS.replace("tcp dport 22", "udp dport 1229"));
-        let tcp = judge("nft", &open, &BTreeSet::from([("tcp", 1229)]), false);
+        let tcp = judge("nft", &open, &BTreeSet::from([("tcp", 1229)]), false, &[]);
         assert!(tcp.len() == 1 && tcp[0].text.contains("tcp port 1229"), "{tcp:?}");
+    }
+
+    #[test]
+    fn a_rule_against_the_port_is_named_and_one_against_another_is_no_matter() {
+        let open = DROPS.replacen("policy drop", "policy accept", 1);
+        let nft_with = |rules: &str| nft(&open.replace("tcp dport 22 accept", rules));
+        let iptables_with =
+            |rules: &str| iptables(&format!("*filter\n:INPUT ACCEPT [0:0]\n{rules}\nCOMMIT\n"));
+        for (rules, line) in [
+            (nft_with("udp dport 1229 drop"), "udp dport 1229 drop"),
+            (nft_with("udp dport { 53, 1000-1300 } counter packets 9 bytes 9 reject"), "udp dport { 53"),
+            (nft_with("iifname \"br0\" udp dport 1229 drop"), "iifname"),
+            (nft_with("tcp dport 1229 accept\nudp dport 1229 drop\nudp dport 1229 accept"), "udp dport"),
+            (nft_with("jump own\n}\nchain own {\nmeta l4proto { tcp, udp } th dport 1229 drop"), "meta"),
+            (iptables_with("-A INPUT -p udp -m udp --dport 1229 -j DROP"), "-A INPUT"),
+            (iptables_with("-A ufw-user-input -p udp -m multiport --dports 9,1229 -j REJECT"), "-A ufw"),
+        ] {
+            let [text] = &texts(&rules)[..] else { panic!("one hint: {rules:?}") };
+            assert!(text.starts_with(&format!("a rule drops udp port 1229 in: {line}")), "{text}");
+            assert_eq!(rules.drop("tcp", 1229), line == "meta" && !rules.input.is_empty(), "{rules:?}");
+        }
+        for rules in [
+            nft_with("tcp dport 1229 drop"),
+            nft_with("udp dport 5353 counter packets 1229 bytes 1229 drop"),
+            nft_with("udp dport != { 22, 1229 } drop"),
+            nft_with("iifname \"br0\" udp dport 1229 accept\nudp dport 1229 drop"),
+            nft_with("iifname \"eth0\" udp dport 1229 drop"),
+            iptables_with("-A INPUT -p udp ! --dport 1229 -j DROP"),
+            iptables_with("-A FORWARD -p udp --dport 1229 -j DROP"),
+        ] {
+            assert_eq!(texts(&rules), [""; 0], "{rules:?}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! the process of `--check`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -49,6 +50,9 @@ const NOT_HEARD_STEP: &str = "is fence_virtd running here? If it is, for more th
 /// Name of this host, where one of its hypervisors did not list its domains.
 const OWN_SILENT: &str = "this host (see its line `libvirt`)";
 
+/// Beginning of the name of a hypervisor of this host.
+const HERE: &str = "this host (";
+
 /// End of the name of a place that no request asks.
 const NOT_ASKED: &str = " (not asked)";
 
@@ -71,7 +75,7 @@ pub(super) fn all(
     let mut known = state.map(|it| HostStore::at(it).read_with_announced()).unwrap_or_default();
     running.bring_up_to_date(&mut known);
     let mut places = DomainPlaces::default();
-    own.iter().for_each(|it| places.add(it.uuid, &it.name, &format!("this host ({})", it.uri), it.is_on));
+    own.iter().for_each(|it| places.add(it.uuid, &it.name, &format!("{HERE}{})", it.uri), it.is_on));
     let mut found = Vec::new();
     match PeerSettings::load(config) {
         Ok(settings) if settings.is_off() => found.extend(off(config, settings, state, &known)),
@@ -534,16 +538,16 @@ fn silence(
         SilenceClue::Nothing if has_list => (
             "that host answers lists of clients, but no message of hosts".to_owned(),
             format!(
-                "has that host another key for hosts, peers = \"none\", or a firewall that drops UDP port \
-                 {port}? --check there tells more, and shows the fingerprint of its key. Another key: \
-                 {other_key}"
+                "does this host's own firewall drop UDP port {port} in (nft list ruleset), or the one there? \
+                 Has that host another key for hosts, or peers = \"none\"? --check there tells more, and \
+                 shows the fingerprint of its key. Another key: {other_key}"
             ),
         ),
         SilenceClue::Nothing => (
             "nothing came back".to_owned(),
             format!(
                 "is that host up, does fence_virtd run there with the same key for hosts, and does UDP port \
-                 {way} pass in both ways? {gone}"
+                 {way} pass in both ways, through this host's own firewall and the one there? {gone}"
             ),
         ),
     }
@@ -727,6 +731,45 @@ fn shown(known: &KnownHosts, address: IpAddr) -> String {
     host.map_or_else(|| address.to_string(), |it| escaped(&it.to_string()).to_string())
 }
 
+/// Domain of several that are told apart by their UUIDs.
+struct NamedDomain<'d> {
+    uuid: DomainId,
+    all: &'d BTreeSet<String>,
+    on: &'d BTreeSet<String>,
+}
+
+impl fmt::Display for NamedDomain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = if self.on.is_empty() { "off" } else { "on" };
+        write!(f, "{} at {} ({state})", self.uuid, listed_names(self.all))
+    }
+}
+
+/// Returns what is said of a name that different domains have. Of those of this host a name means the only
+/// one that is on, and none if several are on, or all are off.
+fn of_one_name(name: &str, domains: &[NamedDomain<'_>]) -> Finding {
+    const STEP: &str = "rename one (virsh domrename, when it is off), or fence by UUID (pcmk_host_map)";
+    let shown: Vec<_> = domains.iter().map(ToString::to_string).collect();
+    let text = format!("different domains have this name: {}", shown.join("; "));
+    let is_here = |it: &&String| it.starts_with(HERE);
+    let here = || domains.iter().filter(|it| it.all.iter().any(|it| is_here(&it)));
+    let on = here().filter(|it| it.on.iter().any(|it| is_here(&it))).count();
+    let (subject, refused) = (escaped(name).to_string(), "a fence by this name is refused as ambiguous");
+    match (here().count(), on) {
+        (0 | 1, _) => {
+            Finding::warning("domain", subject, text, format!("a fence by this name may hit either: {STEP}"))
+        }
+        (_, 0) => Finding::warning("domain", subject, format!("{text}. All are off here: {refused}"), STEP),
+        (_, 1) => {
+            let text = format!(
+                "{text}. A fence by this name means the one that is on here; once that is off, {refused}"
+            );
+            Finding::warning("domain", subject, text, STEP)
+        }
+        _ => Finding::failed("domain", subject, format!("{text}. Several are on here: {refused}"), STEP),
+    }
+}
+
 /// Places of all domains, as far as hosts answered.
 #[derive(Default)]
 struct DomainPlaces {
@@ -748,24 +791,48 @@ impl DomainPlaces {
 
     /// Returns a finding for each name that different domains have.
     fn with_one_name(&self) -> Vec<Finding> {
-        let mut by_name: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        let mut by_name: BTreeMap<&str, Vec<NamedDomain<'_>>> = BTreeMap::new();
         for (uuid, (name, all, on)) in &self.domains {
-            let places: Vec<_> = all.iter().map(String::as_str).collect();
-            let state = if on.is_empty() { "off" } else { "on" };
-            by_name.entry(name).or_default().push(format!("{uuid} at {} ({state})", places.join(", ")));
+            by_name.entry(name).or_default().push(NamedDomain { uuid: *uuid, all, on });
         }
         let several: Vec<_> = by_name.into_iter().filter(|(_, domains)| domains.len() > 1).collect();
-        let shown = several.iter().take(MAX_NAMED).map(|(name, domains)| {
-            let text = format!("different domains have this name: {}", domains.join("; "));
-            let next = "a fence by this name may hit either: rename one, or fence by UUID (pcmk_host_map)";
-            Finding::warning("domain", escaped(name).to_string(), text, next)
-        });
+        let shown = several.iter().take(MAX_NAMED).map(|(name, domains)| of_one_name(name, domains));
         let mut found: Vec<_> = shown.collect();
         if several.len() > MAX_NAMED {
             let text = format!("different domains have one name {} more times", several.len() - MAX_NAMED);
             found.push(Finding::warning("domain", "", text, "as above"));
         }
         found
+    }
+
+    /// Returns a finding for each domain whose name is the UUID of another one.
+    fn with_a_uuid_as_name(&self) -> Vec<Finding> {
+        let of_domain = |(uuid, (name, all, on)): (
+            &DomainId,
+            &(String, BTreeSet<String>, BTreeSet<String>),
+        )| {
+            let meant = DomainId::parse_any_dashes(name).filter(|it| it != uuid)?;
+            let (other, at, on_there) = self.domains.get(&meant)?;
+            let is_here = |at: &BTreeSet<String>| at.iter().any(|it| it.starts_with(HERE));
+            let outcome = match is_here(all) && is_here(at) {
+                true => "is refused as ambiguous, whichever of them is on",
+                false => "may be refused as ambiguous, or hit either",
+            };
+            let text = format!(
+                "the name of this domain ({}) is the UUID of another one, {} ({}). A fence by that text \
+                 {outcome}",
+                NamedDomain { uuid: *uuid, all, on },
+                escaped(other),
+                NamedDomain { uuid: meant, all: at, on: on_there }
+            );
+            let next = format!(
+                "rename this domain (virsh domrename, when it is off). Until then fence this one by its own \
+                 UUID, and the other one by its name: {}",
+                escaped(other)
+            );
+            Some(Finding::failed("domain", escaped(name).to_string(), text, next))
+        };
+        self.domains.iter().filter_map(of_domain).take(MAX_NAMED).collect()
     }
 
     /// Returns the domains that are on at several places by what the hosts list.
@@ -805,7 +872,8 @@ impl DomainPlaces {
     /// Returns one note for all domains that are defined at the same places and run at one of them at most,
     /// and a finding for each other domain that is at several places, or that shares its name.
     fn findings(self) -> Vec<Finding> {
-        let with_one_name = self.with_one_name();
+        let mut with_one_name = self.with_one_name();
+        with_one_name.extend(self.with_a_uuid_as_name());
         let several = self.domains.into_iter().filter(|(_, (_, all, _))| all.len() > 1);
         let is_asked = |all: &BTreeSet<String>| !all.iter().any(|it| it.ends_with(NOT_ASKED));
         let (spare, odd): (Vec<_>, Vec<_>) =
@@ -1263,5 +1331,31 @@ mod tests {
         let lines = places.findings()[0].lines();
         assert!(lines.starts_with("warning  domain moved") && lines.contains("h3 (not asked)"), "{lines}");
         assert!(lines.contains("the domain runs at: h3") && !lines.contains("say so"), "{lines}");
+    }
+    #[test]
+    fn a_name_that_means_several_domains_of_this_host_is_refused() {
+        let id = |it: u8| DomainId::from_bytes([it; 16]);
+        let said = |names: [&str; 2], on: [bool; 2]| {
+            let mut places = DomainPlaces::default();
+            for (place, (name, is_on)) in (1..).zip(names.into_iter().zip(on)) {
+                places.add(id(place), name, &format!("{HERE}uri{place})"), is_on);
+            }
+            places.findings().iter().map(Finding::lines).collect::<Vec<_>>()
+        };
+        for (on, result, words) in [
+            ([true, true], "failed", "Several are on here: a fence by this name is refused as ambiguous"),
+            ([false, false], "warning", "All are off here: a fence by this name is refused as ambiguous"),
+            ([true, false], "warning", "means the one that is on here; once that is off, a fence by this"),
+        ] {
+            let lines = said(["web", "web"], on);
+            assert!(lines.len() == 1 && lines[0].starts_with(result), "{lines:?}");
+            assert!(lines[0].contains(words) && !lines[0].contains("either"), "{lines:?}");
+            assert!(lines[0].contains("rename one"), "{lines:?}");
+            let lines = said([&id(2).to_string().to_uppercase(), "web"], on);
+            let words = format!("{} at this host (uri1)", id(1));
+            assert!(lines.len() == 1 && lines[0].starts_with("failed"), "{lines:?}");
+            assert!(lines[0].contains(&words) && lines[0].contains("refused as ambiguous"), "{lines:?}");
+            assert!(said([&id(1).to_string(), "web"], on).is_empty());
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! listener would serve.
 //! Runs in the process of `--check`, one thread for each URI. Must never change a domain.
 
+use std::collections::BTreeSet;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,12 +18,20 @@ use super::hosts::CheckedDomain;
 use super::lost_machines::{LostMachine, MachineSearch};
 use crate::hypervisor::inventory;
 use crate::hypervisor::rights::{READ_ONLY, READ_ONLY_STEP};
+use crate::hypervisor::uri::Uri;
 use crate::hypervisor::uuid::{domain_id, libvirt_uuid};
 use crate::listener::serial::is_ours;
 use crate::util::counted;
 
 /// Time for one hypervisor to answer, as at the daemon's start.
 const LIMIT: Duration = Duration::from_secs(10);
+
+/// Next step for a libvirtd that answers nothing.
+const RESTART_STEP: &str = "systemctl restart libvirtd (or virtqemud), where it runs: guests go on running. If \
+                            that does not help: does a machine hang, or the network to that libvirtd?";
+
+/// Most running domains whose network cards are looked for.
+const MOST_CARDS: usize = 100;
 
 /// Time for a free worker of libvirtd to take a call.
 const WORKER_LIMIT: Duration = Duration::from_secs(3);
@@ -33,6 +42,9 @@ pub(super) struct CheckedHypervisors {
     pub(super) own: Vec<CheckedDomain>,
     /// Each of them has listed its domains.
     pub(super) is_whole: bool,
+    /// Bridges and interfaces on which running domains of this machine have network cards; none where that of
+    /// one card is not known.
+    pub(super) cards: Option<BTreeSet<String>>,
 }
 
 /// One hypervisor, as it shows itself.
@@ -41,6 +53,7 @@ struct CheckedUri {
     found: Vec<Finding>,
     domains: Vec<CheckedDomain>,
     lost: Vec<LostMachine>,
+    cards: Option<BTreeSet<String>>,
     /// True once the domains were listed.
     is_listed: bool,
 }
@@ -71,24 +84,27 @@ pub(super) fn all(config: &Config) -> CheckedHypervisors {
         })
         .collect();
     let (mut found, mut own, mut lost, mut is_whole) = (Vec::new(), Vec::new(), Vec::new(), true);
+    let mut cards = Some(BTreeSet::new());
     for (uri, told) in asked {
         match told.recv_timeout(end.saturating_duration_since(Instant::now())) {
             Ok(seen) => {
                 found.extend(seen.found);
                 own.extend(seen.domains);
                 lost.extend(seen.lost);
+                cards = cards.zip(seen.cards).map(|(all, more)| all.into_iter().chain(more).collect());
                 is_whole &= seen.is_listed;
             }
             Err(_) => {
-                is_whole = false;
-                found.push(unreachable(&uri, &format!("no answer within {} s", LIMIT.as_secs())));
+                (is_whole, cards) = (false, None);
+                let text = format!("no answer within {} s", LIMIT.as_secs());
+                found.push(Finding::failed("libvirt", escaped(&uri).to_string(), text, RESTART_STEP));
             }
         }
     }
     if let Some(search) = search {
         found.extend(search.judge(lost, &mut own, is_whole));
     }
-    CheckedHypervisors { found, own, is_whole }
+    CheckedHypervisors { found, own, is_whole, cards }
 }
 
 /// `gets_orders`: the backend orders domains off and on there.
@@ -123,12 +139,16 @@ fn look(
     } else {
         Finding::ok("libvirt", escaped(uri).to_string(), text)
     }];
-    match worker {
-        Some(worker) => found.extend(serial.map(|it| sockets(&worker, it))),
+    match &worker {
+        Some(worker) => found.extend(serial.map(|it| sockets(worker, it))),
         None => found.push(workers_busy(uri)),
     }
     let lost = search.map(|it| it.lost_at(uri, &connection, &domains)).unwrap_or_default();
-    CheckedUri { found, domains, lost, is_listed: true }
+    let cards = match Uri::of(uri).is_local() {
+        true => worker.and_then(|it| cards(it, &domains)),
+        false => Some(BTreeSet::new()),
+    };
+    CheckedUri { found, domains, lost, cards, is_listed: true }
 }
 
 /// Returns whether the connection may only read, by the first domain that tells.
@@ -149,6 +169,44 @@ fn free_worker(connection: &Connection) -> Option<OrdinaryConnection> {
     thread::spawn(move || drop(tell.send(asked.ping_worker())));
     // An error comes again with the next call.
     told.recv_timeout(WORKER_LIMIT).is_ok().then_some(worker)
+}
+
+/// Returns where the running domains have their network cards; none where that is not known of each.
+fn cards(worker: OrdinaryConnection, domains: &[CheckedDomain]) -> Option<BTreeSet<String>> {
+    let on: Vec<_> = domains.iter().filter(|it| it.is_on).map(|it| libvirt_uuid(it.uuid)).collect();
+    if on.len() > MOST_CARDS {
+        return None;
+    }
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || {
+        let mut found = BTreeSet::new();
+        for uuid in on {
+            let domain = worker.domain_by_uuid(uuid).ok().flatten();
+            let xml = domain.and_then(|it| worker.of(&it).xml(XmlKind::default()).ok());
+            let Some(cards) = xml.and_then(|it| places_of_cards(&it)) else { return };
+            found.extend(cards);
+        }
+        drop(tell.send(found));
+    });
+    told.recv_timeout(WORKER_LIMIT).ok()
+}
+
+/// Returns the bridge or interface of each network card of a running domain; none where one is another
+/// kind of card, such as one of Open vSwitch, whose network can have several interfaces of the host.
+fn places_of_cards(xml: &str) -> Option<Vec<String>> {
+    let document = roxmltree::Document::parse(xml).ok()?;
+    let cards = document.descendants().filter(|it| {
+        it.has_tag_name("interface") && it.parent().is_some_and(|it| it.has_tag_name("devices"))
+    });
+    let place = |card: roxmltree::Node<'_, '_>| {
+        let child = |tag| card.children().find(|it| it.has_tag_name(tag));
+        let source = child("source")?;
+        let place = source.attribute("bridge").or_else(|| source.attribute("dev"))?;
+        child("virtualport").is_none().then(|| place.to_owned())
+    };
+    // One without a network of the host: its guest reaches no listener by it.
+    let is_user = |it: &roxmltree::Node<'_, '_>| it.attribute("type") == Some("user");
+    cards.filter(|it| !is_user(it)).map(place).collect()
 }
 
 fn workers_busy(uri: &str) -> Finding {
@@ -228,4 +286,28 @@ fn served(connection: &OrdinaryConnection, settings: &SerialListener) -> Result<
 fn unreachable(uri: &str, why: &str) -> Finding {
     let next = "is libvirtd (virtqemud) running, and may this user use it? virsh -c with this URI tells more";
     Finding::failed("libvirt", escaped(uri).to_string(), why, next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bridge_of_each_card_is_read() {
+        let domain = |cards: &str| {
+            places_of_cards(&format!("<domain><metadata/><devices><disk/>{cards}</devices></domain>"))
+        };
+        let cards = "<interface type='network'><source network='default' bridge='virbr0'/></interface>\
+                     <interface type='direct'><source dev='eth0'/></interface>\
+                     <interface type='user'/>";
+        assert_eq!(domain(cards), Some(vec!["virbr0".to_owned(), "eth0".to_owned()]));
+        assert_eq!(domain(""), Some(Vec::new()));
+        for unknown in [
+            "<interface type='bridge'><source bridge='ovs0'/><virtualport type='openvswitch'/></interface>",
+            "<interface type='vhostuser'><source type='unix' path='/s'/></interface>",
+            "<interface type='network'><source network='default'/></interface>",
+        ] {
+            assert_eq!(domain(&format!("{cards}{unknown}")), None, "{unknown}");
+        }
+    }
 }

@@ -70,9 +70,9 @@ fn all(file: &Path) -> Vec<Finding> {
     let running = RunningDaemon::look(&config, state.as_deref());
     found.extend(running.findings(&config, file, &source));
     found.extend(files::keys(&config));
-    found.extend(network::interfaces(&config));
-    found.extend(network::snooping(&config, Path::new("/sys/class/net")));
-    found.extend(sockets::ports(&config));
+    found.extend(network::interfaces(&config, Path::new(network::CLASS)));
+    found.extend(network::snooping(&config, Path::new(network::CLASS)));
+    found.extend(sockets::ports(&config, &running));
     found.extend(firewall::hints(&config));
     found.push(files::state(state.as_deref()));
     found.extend(config.daemon.audit_log.as_deref().map(files::audit_log));
@@ -84,6 +84,7 @@ fn all(file: &Path) -> Vec<Finding> {
         let seen = hypervisors::all(&config);
         let is_whole = seen.is_whole && !has_other_domains(&config);
         found.extend(seen.found);
+        found.extend(network::without_guests(&config, seen.cards.as_ref(), Path::new(network::CLASS)));
         (seen.own, is_whole, seen.is_whole)
     };
     #[cfg(not(feature = "libvirt"))]
@@ -123,7 +124,11 @@ fn configuration(file: &Path, read: &io::Result<ConfigText>) -> (Option<Config>,
     let ConfigText { source, doubt } = match read {
         Ok(read) => read,
         Err(error) => {
-            let next = "name the file with -f, make one with: fence_virtd -c";
+            let next = match error.kind() {
+                io::ErrorKind::PermissionDenied if !geteuid().is_root() => "run this as root",
+                io::ErrorKind::NotFound => "name the file with -f, make one with: fence_virtd -c",
+                _ => "name the file with -f",
+            };
             return (None, vec![Finding::failed(CHECK, shown, format!("can't be read: {error}"), next)]);
         }
     };

@@ -2,6 +2,8 @@
 //! Check of interfaces: those that the listeners need, and bridges that lose multicast. Runs in the process
 //! of `--check`. Must never change an interface.
 
+#[cfg(feature = "libvirt")]
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
@@ -15,9 +17,14 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use super::finding::{Finding, words};
 
 const CHECK: &str = "interface";
+/// Directory with the interfaces, as the kernel shows them.
+pub(super) const CLASS: &str = "/sys/class/net";
+/// Next step where guests are on another interface.
+const NAME_BRIDGE: &str =
+    "name the guests' bridge: interface = \"...\" in the multicast block; ip link lists them";
 
-/// Checks the interface or socket family of each listener.
-pub(super) fn interfaces(config: &Config) -> Vec<Finding> {
+/// Checks the interface or socket family of each listener. `class` is /sys/class/net.
+pub(super) fn interfaces(config: &Config, class: &Path) -> Vec<Finding> {
     let all = match system_interfaces() {
         Ok(all) => all,
         Err(error) => {
@@ -26,7 +33,7 @@ pub(super) fn interfaces(config: &Config) -> Vec<Finding> {
         }
     };
     let look = |it: &Listener| match it {
-        Listener::Multicast(it) => Some(multicast(it, &all)),
+        Listener::Multicast(it) => Some(multicast(it, &all, class)),
         Listener::Tcp(it) => Some(tcp(it, &all)),
         Listener::Vsock(_) => Some(vsock()),
         Listener::Serial(_) => None,
@@ -82,7 +89,7 @@ pub(super) fn snooping(config: &Config, class: &Path) -> Vec<Finding> {
     bridges.iter().map(look).collect()
 }
 
-fn multicast(settings: &MulticastListener, all: &[Interface]) -> Finding {
+fn multicast(settings: &MulticastListener, all: &[Interface], class: &Path) -> Finding {
     let Some(name) = &settings.interface else {
         let ports = bridge_ports().unwrap_or_default();
         let hear: Vec<_> =
@@ -92,7 +99,7 @@ fn multicast(settings: &MulticastListener, all: &[Interface]) -> Finding {
             "none is named: multicast is heard by {}",
             if names.is_empty() { "none" } else { &names }
         );
-        let next = "name the guests' bridge: interface = \"...\" in the multicast block; ip link lists them";
+        let next = NAME_BRIDGE;
         return if hear.is_empty() {
             Finding::failed(CHECK, "multicast", text, next)
         } else if hear.iter().all(|it| it.is_loopback()) {
@@ -115,6 +122,9 @@ fn multicast(settings: &MulticastListener, all: &[Interface]) -> Finding {
         let next = format!("ip link set {shown} multicast on");
         return Finding::failed(CHECK, shown, "does no multicast", next);
     }
+    if interface.is_loopback() {
+        return Finding::warning(CHECK, shown, "reaches this host alone", NAME_BRIDGE);
+    }
     let family = |it: IpAddr| Family::of(it) == settings.family;
     let mut own = interface.addresses.iter().map(|it| it.ip).filter(|it| family(*it));
     let Some(address) = own.next() else {
@@ -127,9 +137,46 @@ fn multicast(settings: &MulticastListener, all: &[Interface]) -> Finding {
             format!("ip address add ADDRESS/LENGTH dev {shown}"),
         );
     };
+    if fs::read_dir(class.join(name).join("brif")).is_ok_and(|mut it| it.next().is_none()) {
+        let text = format!("up, does multicast, {address}; a bridge without a port: no guest is on it now");
+        let next = format!("start a guest that has a network card on {shown}; or {NAME_BRIDGE}");
+        return Finding::warning(CHECK, shown, text, next);
+    }
     let carrier = interface.flags.contains(InterfaceFlags::IFF_RUNNING);
     let carrier = if carrier { "" } else { "; nothing is connected to it yet" };
     Finding::ok(CHECK, shown, format!("up, does multicast, {address}{carrier}"))
+}
+
+/// Warns of each interface of a multicast block on which no running domain has a network card, while one has
+/// its card where no block is. `cards` are the bridges and interfaces with such cards; none where one of them
+/// is not known.
+#[cfg(feature = "libvirt")]
+pub(super) fn without_guests(
+    config: &Config,
+    cards: Option<&BTreeSet<String>>,
+    class: &Path,
+) -> Vec<Finding> {
+    let named: Vec<&str> = config.multicasts().filter_map(|it| it.interface.as_deref()).collect();
+    let is_all = named.len() == config.multicasts().count();
+    // An interface above a bridge, as of a VLAN, is on its network.
+    let is_on =
+        |name: &str, card: &str| name == card || class.join(name).join(format!("lower_{card}")).exists();
+    let others = cards.into_iter().flatten().filter(|card| !named.iter().any(|it| is_on(it, card)));
+    let others: Vec<String> = others.map(|it| escaped(it).to_string()).collect();
+    if !is_all || others.is_empty() {
+        return Vec::new();
+    }
+    let has_guests = |name: &&str| cards.into_iter().flatten().any(|card| is_on(name, card));
+    let empty: BTreeSet<_> =
+        named.iter().copied().filter(|it| !has_guests(it) && class.join(it).exists()).collect();
+    let warning = |name: &str| {
+        let text = format!(
+            "no running domain has a network card there (they have: {}): no request of theirs arrives",
+            words(others.iter().map(String::as_str))
+        );
+        Finding::warning(CHECK, escaped(name).to_string(), text, NAME_BRIDGE)
+    };
+    empty.into_iter().map(warning).collect()
 }
 
 fn tcp(settings: &TcpListener, all: &[Interface]) -> Finding {
@@ -200,5 +247,56 @@ mod tests {
         assert_eq!(look("0\n", "0\n", ""), [FindingLevel::Ok]);
         assert_eq!(look("1\n", "0\n", "interface = \"br7\";"), [FindingLevel::Warning]);
         assert_eq!(look("1\n", "0\n", "interface = \"eth0\";"), []);
+    }
+
+    #[test]
+    fn an_interface_that_no_guest_reaches_is_a_warning() {
+        let class = tempfile::tempdir().unwrap();
+        let lo = system_interfaces().unwrap().into_iter().find(Interface::is_loopback).unwrap();
+        let settings = config(&format!("interface = \"{}\";", lo.name));
+        let look = |it: &Interface| {
+            let found =
+                multicast(settings.multicasts().next().unwrap(), std::slice::from_ref(it), class.path());
+            found.lines()
+        };
+        let up = InterfaceFlags::IFF_UP | InterfaceFlags::IFF_MULTICAST | InterfaceFlags::IFF_RUNNING;
+        let on = Interface { flags: up | InterfaceFlags::IFF_LOOPBACK, ..lo.clone() };
+        assert!(look(&on).starts_with("warning  interface lo: reaches this host alone"), "{}", look(&on));
+        let bridge = Interface { flags: up, ..lo };
+        assert!(look(&bridge).starts_with("ok"), "{}", look(&bridge));
+        let ports = class.path().join("lo/brif");
+        fs::create_dir_all(&ports).unwrap();
+        assert!(look(&bridge).contains("no guest is on it now"), "{}", look(&bridge));
+        fs::create_dir(ports.join("vnet0")).unwrap();
+        assert!(look(&bridge).starts_with("ok"), "{}", look(&bridge));
+    }
+
+    #[cfg(feature = "libvirt")]
+    #[test]
+    fn guests_on_another_bridge_are_a_warning() {
+        let class = tempfile::tempdir().unwrap();
+        for it in ["br9", "virbr0", "br9.7/lower_virbr0"] {
+            fs::create_dir_all(class.path().join(it)).unwrap();
+        }
+        let said = |interface: &str, cards: &[&str]| {
+            let cards = cards.iter().map(|it| (*it).to_owned()).collect();
+            let settings = config(&format!("interface = \"{interface}\";"));
+            let found = without_guests(&settings, Some(&cards), class.path());
+            found.iter().map(Finding::lines).collect::<Vec<_>>()
+        };
+        let lines = said("br9", &["virbr0"]);
+        assert!(lines.len() == 1 && lines[0].starts_with("warning  interface br9: no running"), "{lines:?}");
+        assert!(lines[0].contains("(they have: virbr0)"), "{lines:?}");
+        for (interface, cards) in [
+            ("virbr0", &["virbr0"][..]),
+            ("br9", &["br9", "virbr0"]),
+            ("br9.7", &["virbr0"]),
+            ("br9", &[]),
+            // It is said already that this one is not there.
+            ("none", &["virbr0"]),
+        ] {
+            assert!(said(interface, cards).is_empty(), "{interface}");
+        }
+        assert!(without_guests(&config("interface = \"br9\";"), None, class.path()).is_empty());
     }
 }

@@ -17,6 +17,7 @@ use fence_wire::{HostId, escaped};
 use nix::sys::stat::{major, minor};
 
 use super::finding::Finding;
+use super::sockets::{is_other_program, other_daemon, stop_other};
 use crate::cli::options::CONFIG_FILE;
 use crate::daemon::in_use::{ConfigHash, ConfigurationInUse, is_mark_of, keys, shown_mark};
 use crate::observe::metrics_reader::{self, samples};
@@ -137,6 +138,18 @@ impl RunningDaemon {
         found
     }
 
+    /// Returns true if this process, a fence_virtd, is not the daemon with the state directory, and another
+    /// program than this one.
+    pub(super) fn is_another(&self, pid: u32) -> bool {
+        let own = match (&self.in_use, self.directory) {
+            (Some(it), _) => it.pid,
+            (None, DirectoryUse::Running(it)) => it,
+            (None, DirectoryUse::Unknown) => return false,
+            (None, DirectoryUse::Ended | DirectoryUse::Unused) => 0,
+        };
+        pid != own && is_other_program(pid)
+    }
+
     /// Returns what is to be said where no daemon that runs has told its configuration.
     fn without_configuration(&self, file: &Path) -> Option<Finding> {
         match self.directory {
@@ -149,6 +162,13 @@ impl RunningDaemon {
             }
             DirectoryUse::Unused if file != Path::new(CONFIG_FILE) => None,
             DirectoryUse::Ended | DirectoryUse::Unused => {
+                if let Some(pid) = other_daemon() {
+                    let text = format!(
+                        "none runs with this state_dir; another fence_virtd does (pid {pid}), most probably \
+                         a C daemon"
+                    );
+                    return Some(Finding::warning(CHECK, "", text, stop_other(pid)));
+                }
                 let text = "none runs with this state_dir: this host answers no guest and no other host";
                 let next = "systemctl start fence_virtd. If it does not stay up: journalctl -u fence_virtd";
                 Some(Finding::warning(CHECK, "", text, next))

@@ -13,6 +13,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, bind, socke
 use socket2::{Domain, Socket, Type};
 
 use super::finding::Finding;
+use super::running::RunningDaemon;
 use crate::daemon::in_use::is_stopped;
 
 const CHECK: &str = "port";
@@ -22,7 +23,9 @@ const OURS: &str = "fence_virtd";
 const LISTENING: &str = "0A";
 
 /// Checks the port of each listener that has one, and that of the metrics.
-pub(super) fn ports(config: &Config) -> Vec<Finding> {
+pub(super) fn ports(config: &Config, running: &RunningDaemon) -> Vec<Finding> {
+    let is_other = |pid: u32| running.is_another(pid);
+    let inet = |kind, address, port| inet(kind, address, port, is_other);
     let look = |it: &Listener| match it {
         Listener::Multicast(it) => Some(inet("udp", it.address, it.port)),
         Listener::Tcp(it) => Some(inet("tcp", it.address, it.port)),
@@ -47,7 +50,7 @@ struct SocketHolder {
     pid: u32,
 }
 
-fn inet(kind: &'static str, address: IpAddr, port: u16) -> Finding {
+fn inet(kind: &'static str, address: IpAddr, port: u16, is_other: impl Fn(u32) -> bool) -> Finding {
     let subject = format!("{kind} {}", SocketAddr::new(address, port));
     let sockets: Vec<u64> = ["", "6"]
         .iter()
@@ -56,6 +59,10 @@ fn inet(kind: &'static str, address: IpAddr, port: u16) -> Finding {
         .collect();
     let holders = holders(&sockets);
     if let Some(it) = holders.iter().find(|it| it.name == OURS) {
+        if is_other(it.pid) && try_bind(kind, address, port).is_err() {
+            let text = format!("held by another {OURS} (pid {}), most probably a C daemon", it.pid);
+            return Finding::failed(CHECK, subject, text, stop_other(it.pid));
+        }
         if is_stopped(it.pid) {
             let text = format!("held by {OURS} (pid {}), which is stopped and answers nobody", it.pid);
             let next = format!("kill -CONT {}; or systemctl restart {OURS}", it.pid);
@@ -70,6 +77,28 @@ fn inet(kind: &'static str, address: IpAddr, port: u16) -> Finding {
         }
         Err(error) => refused(subject, &error, &names(&holders)),
     }
+}
+
+/// Returns the step where another daemon runs in the place of the one of this program.
+pub(super) fn stop_other(pid: u32) -> String {
+    format!("end that daemon first, in the way it was started, or: kill {pid}. Then systemctl start {OURS}")
+}
+
+/// Returns a fence_virtd of this network that is another program than this one, as that of the C programs is.
+pub(super) fn other_daemon() -> Option<u32> {
+    let network = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let own = std::process::id();
+    let is_other = |it: &SocketHolder| {
+        it.name == OURS && it.pid != own && is_other_program(it.pid) && network(it.pid) == network(own)
+    };
+    processes().find(is_other).map(|it| it.pid)
+}
+
+/// Returns true if a process runs another program than this one; false where that can't be told.
+pub(super) fn is_other_program(pid: u32) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let file = |pid| fs::metadata(format!("/proc/{pid}/exe")).ok().map(|it| (it.dev(), it.ino()));
+    file(pid).is_some_and(|it| file(std::process::id()).is_some_and(|own| own != it))
 }
 
 /// Binds as the daemon does, for a moment. Neither listens nor joins a group, so nothing can arrive.
@@ -202,8 +231,35 @@ mod tests {
     fn a_listening_socket_is_somebodys() {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
-        let found = inet("tcp", address.ip(), address.port());
+        let found = inet("tcp", address.ip(), address.port(), |_| true);
         assert!(found.text.contains(&format!("(pid {})", std::process::id())), "{}", found.text);
         drop(socket);
+    }
+
+    /// The C daemon has the same name.
+    #[test]
+    fn a_port_of_another_daemon_is_a_fault() {
+        use std::os::fd::OwnedFd;
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join(OURS);
+        fs::copy("/usr/bin/sleep", &program).unwrap();
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        let mut child = std::process::Command::new(&program).arg("60").stdin(OwnedFd::from(socket)).spawn();
+        let child = child.as_mut().unwrap();
+        let pid = child.id();
+        // Its name is there once it runs the program.
+        while !processes().any(|it| it.pid == pid && it.name == OURS) {
+            std::thread::yield_now();
+        }
+        let look = |is_other| inet("tcp", address.ip(), address.port(), |it| is_other && it == pid).lines();
+        let (other, own) = (look(true), look(false));
+        let is_seen = (is_other_program(pid), is_other_program(std::process::id()), other_daemon());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(other.starts_with("failed") && other.contains("another fence_virtd (pid"), "{other}");
+        assert!(other.contains(&format!("kill {pid}. Then systemctl start")), "{other}");
+        assert!(own.contains("held by a running fence_virtd"), "{own}");
+        assert_eq!(is_seen, (true, false, Some(pid)));
     }
 }
