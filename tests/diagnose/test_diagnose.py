@@ -232,6 +232,13 @@ def no_network(it):
     return it.diagnose(t=2)
 
 
+@scene("no network interface is up but lo, or none but lo has an address")
+def loopback_alone(it):
+    it.daemon()
+    it.guest.ip_cmd("link set eth0 down")
+    return it.diagnose(t=2)
+
+
 @scene("in order: a host that holds the key has answered")
 def no_multicast_route(it):
     """The agent names the interface itself, so a route that is missing does no harm."""

@@ -8,6 +8,7 @@ import re
 import socket
 import stat
 import subprocess
+import uuid
 
 import pytest
 
@@ -256,6 +257,10 @@ def test_interfaces(setup, stage):
         setup.write(listener="tcp", address=stage.host.ip)
         rc, found = setup.check(node=node)
         assert rc == 1 and "no address of this host" in only(found, "interface")["text"]
+        setup.write(listener="multicast", interface="lo")
+        node.ip_cmd("link set lo multicast on")
+        rc, found = setup.check(node=node)
+        assert rc == 0 and only(found, "interface")["text"] == "reaches this host alone"
         setup.write(listener="tcp", address="127.0.0.1")
         rc, found = setup.check(node=node)
         assert rc == 0 and "this host alone" in only(found, "interface")["text"]
@@ -299,6 +304,12 @@ def test_libvirt(setup):
     rc, found = setup.check()
     assert rc == 0 and "0 domains" in only(found, "libvirt")["text"]
     assert only(found, "libvirt")["result"] == "warning"
+    # Of two domains with one name that are on, a request by it means none.
+    uri = testdriver.write(setup.directory / "more.xml", [testdriver.Domain("vm1", uuid=str(uuid.uuid4()))])
+    setup.write(libvirt=f'uri1 = "{uri}";')
+    rc, found = setup.check()
+    it = of(found, "domain", "vm1")
+    assert rc == 1 and "a fence by this name is refused as ambiguous" in it["text"] and "rename one" in it["next"], it
 
 
 def test_a_libvirt_that_hangs(setup):
@@ -309,6 +320,7 @@ def test_a_libvirt_that_hangs(setup):
     rc, found = setup.check()
     silent.close()
     assert rc == 1 and only(found, "libvirt")["text"] == "no answer within 10 s"
+    assert only(found, "libvirt")["next"].startswith("systemctl restart libvirtd")
 
 
 def test_serial_sockets(setup):
@@ -353,6 +365,10 @@ def test_a_user_without_rights(setup, stage):
     assert result.rc == 1
     assert "warning  user" in result.out and "failed   audit_log" in result.out
     assert f"failed   key {setup.key}" in result.out and "Permission denied" in result.out
+    setup.file.chmod(0o600)
+    result = programs.run_agent(stage.host, "--reuid=65534", "--clear-groups", VIRTD, "--check", "-f", setup.file,
+                                program="setpriv", env={"STATE_DIRECTORY": str(setup.state)})
+    assert result.rc == 1 and "-> run this as root" in result.out and "fence_virtd -c" not in result.out
 
 
 def test_sandbox_off(setup):
@@ -406,6 +422,13 @@ def test_firewall(setup, stage):
         assert rules(node, "flush ruleset\n" + chain % ("input", "tcp dport 1229 accept"))
         it = only(setup.check(node=node)[1], "firewall")
         assert it["result"] == "warning" and "none names udp port 1229" in it["text"], it
+        accept = chain.replace("policy drop", "policy accept")
+        assert rules(node, "flush ruleset\n" + accept % ("input", "udp dport 1229 drop"))
+        it = only(setup.check(node=node)[1], "firewall")
+        assert it["result"] == "warning" and "a rule drops udp port 1229 in: udp dport 1229 drop" in it["text"], it
+        assert rules(node, "flush ruleset\n" + accept % ("input", "udp dport 5353 drop"))
+        it = only(setup.check(node=node)[1], "firewall")
+        assert it["result"] == "ok" and "tcp port 1229" not in it["text"], it
         assert rules(node, "flush ruleset\n" + chain % ("output", "oif lo accept"))
         assert "call-backs" in only(setup.check(node=node)[1], "firewall")["text"]
     finally:

@@ -29,6 +29,11 @@ const REPLAY_LINE: (&str, &str) = (
 /// Words of a host that another one has the domain on.
 const ON_AT: &str = ": the domain is on at host ";
 
+/// Words of a host that does not know the domain.
+const UNKNOWN: &str = "no such domain on this host";
+/// Words of a host whose libvirtd hangs.
+const HANGS: &str = "answers nothing any more";
+
 /// Returns whether a host told that another one has the domain on, and not another domain of this name.
 fn is_on_elsewhere(words: &str) -> bool {
     words.contains(ON_AT)
@@ -108,6 +113,11 @@ impl NetworkCause {
             }
             Self::NotSent { forbidden: false } => "nothing could be sent".into(),
             Self::NoTurn => "the call-back ports of this guest were in use all the time".into(),
+            Self::LoopbackAlone => {
+                "no network interface is up but lo, or none but lo has an address: no host \
+                                    can be reached"
+                    .into()
+            }
             Self::Silence { watched: true, .. } => {
                 "no host took the request: none called back, and nothing of a call-back reached this guest"
                     .into()
@@ -136,11 +146,13 @@ impl NetworkCause {
             Self::NotSent { forbidden: false } => {
                 "look at this guest's addresses and routes: ip addr, ip route".into()
             }
+            Self::LoopbackAlone => "bring this guest's network up: ip addr, ip link; then ask again".into(),
             Self::Silence { from, .. } => format!(
                 "look for lines about {} in the log of fence_virtd on the host (journalctl -u fence_virtd); \
-                 if there is none, the datagrams do not arrive: is fence_virtd running, does it listen on \
-                 the bridge of this guest (`interface`), same multicast address and port, does the host's \
-                 firewall let them in, has the bridge's multicast snooping a querier?",
+                 if there is none, the datagrams do not arrive: fence_virtd --check on the host names why, \
+                 as far as it is seen there: is fence_virtd running, does it listen on the bridge of this \
+                 guest (`interface`), same multicast address and port, does the host's firewall let them in, \
+                 has the bridge's multicast snooping a querier?",
                 from.map_or("this guest's addresses".to_owned(), |address| address.to_string())
             )
             .into(),
@@ -167,7 +179,7 @@ impl NetworkCause {
         const CALL_BACK_REFUSED: (&str, &str) =
             ("can't call the client back", "the host's call-back is refused on the way");
         match self {
-            Self::NotSent { .. } | Self::NoTurn => &[],
+            Self::NotSent { .. } | Self::NoTurn | Self::LoopbackAlone => &[],
             Self::Silence { .. } => &[KEY_LINE, HASH_LINE, CALL_BACK, CALL_BACK_REFUSED, REPLAY_LINE],
             Self::Firewall { .. } => &[
                 ("does not answer; is TCP port", "the firewall here drops it"),
@@ -270,7 +282,9 @@ impl AgreementCause {
             .into(),
             Self::NoAuth => "leave -C none (auth=none) out".into(),
             Self::OtherKey | Self::Dropped { .. } => {
-                "compare the fingerprints of the key, here and in the host's log".into()
+                "compare the fingerprints of the key, here and in the host's log: fence_virtd --check on the \
+                 host shows that of each key"
+                    .into()
             }
             Self::ProofRefused => "the host's log says why".into(),
             Self::NoListener => {
@@ -412,6 +426,15 @@ impl HostCause {
                  about this guest in the log of fence_virtd there (journalctl -u fence_virtd), and run \
                  fence_virtd --check there"
             }
+            Self::Told { reasons: words, .. } | Self::WouldFail { words, .. } if words.contains(UNKNOWN) => {
+                "compare the name with those that the hosts know (fence_xvm -o list), and with pcmk_host_map \
+                 of the device in the cluster: pcs stonith config, or crm configure show. Is it right: \
+                 fence_virtd --check on the host of the domain looks closer"
+            }
+            Self::Told { reasons: words, .. } | Self::WouldFail { words, .. } if words.contains(HANGS) => {
+                "restart libvirtd on that host: systemctl restart libvirtd (or virtqemud); guests go on \
+                 running. fence_virtd --check there looks closer"
+            }
             Self::Told { .. } => {
                 "do what the reason says. Where it names no step: fence_virtd --check on that host looks \
                  closer, and -o list instead of --diagnose shows the domains that this guest may fence"
@@ -545,6 +568,17 @@ mod tests {
         }
         let doubt = format!("{FORECAST_UNCERTAIN}: the domain is on at host h1, and at host h2 as well");
         assert!(would_fail(&doubt).starts_with("send the real request"), "{doubt}");
+    }
+
+    #[test]
+    fn a_reason_without_a_step_gets_one() {
+        for (words, step) in [
+            (UNKNOWN, "pcmk_host_map"),
+            ("libvirtd answers nothing any more: it hangs", "systemctl restart libvirtd (or virtqemud)"),
+        ] {
+            let told = HostCause::Told { reasons: format!("the host says: {words}"), is_backend: true };
+            assert!(told.next_step().contains(step) && would_fail(words).contains(step), "{words}");
+        }
     }
 
     #[test]

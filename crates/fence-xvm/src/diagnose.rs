@@ -79,6 +79,11 @@ pub(crate) fn diagnose(plan: &RequestPlan, console: &Console) -> u8 {
             }
             FAILURE
         }
+        // The key was shown.
+        Err(ClientFailure::Stream(it)) => {
+            show(&format_args!("cause: {}\nnext: {}", it.sentence(), it.next_check()));
+            FAILURE
+        }
         Err(failure) => {
             show(&format_args!("cause: {failure}"));
             FAILURE
@@ -502,7 +507,7 @@ fn diagnose_stream(
         Err(failure) => failure,
     };
     let Some(progress) = failure.progress() else { return Err(failure.into()) };
-    show(&failure);
+    show(&failure.sentence());
     let cause = adapt_to_open_guest(ProbableCause::from_progress(progress, true), plan);
     if let Some(longer) = longer_question(plan, key, &cause)
         && let Ok(answer) = ask(&longer)

@@ -229,12 +229,8 @@ enum StreamCause {
 
 impl fmt::Display for StreamFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { host, request, key, sealed, cause, tries: (tries, spent) } = self;
-        write!(f, "no answer from {host}: {cause}")?;
-        if *tries > 1 {
-            write!(f, " ({tries} tries in {:.1} s)", spent.as_secs_f64())?;
-        }
-        write!(f, "\n  asked for {request}; {key}\n  {}", self.next_check())?;
+        let Self { request, key, sealed, cause, .. } = self;
+        write!(f, "{}\n  asked for {request}; {key}\n  {}", self.sentence(), self.next_check())?;
         if *sealed && matches!(cause, StreamCause::Failed(_) | StreamCause::Broken { .. }) {
             write!(f, "; {CLASSIC_HOST_HINT}")?;
         }
@@ -280,8 +276,18 @@ impl StreamFailure {
         }
     }
 
+    /// Returns what happened, without the request and the next step.
+    pub(crate) fn sentence(&self) -> String {
+        let Self { host, cause, tries: (tries, spent), .. } = self;
+        let tries = match tries {
+            0 | 1 => String::new(),
+            _ => format!(" ({tries} tries in {:.1} s)", spent.as_secs_f64()),
+        };
+        format!("no answer from {host}: {cause}{tries}")
+    }
+
     /// Returns what to check next.
-    fn next_check(&self) -> &'static str {
+    pub(crate) fn next_check(&self) -> &'static str {
         match (&self.cause, &self.host) {
             (StreamCause::Random(_), _) => "the kernel gives no random bytes: nothing can be asked",
             (StreamCause::Resolve(_), _) => {
@@ -313,9 +319,10 @@ impl StreamFailure {
 fn check_after_tcp_error(error: &io::Error) -> &'static str {
     if error.kind() == io::ErrorKind::ConnectionRefused {
         "nobody listens there: is fence_virtd running with listener tcp, with `address` and `port` set for \
-         this guest's network (the default is loopback)?"
+         this guest's network (the default is loopback)? fence_virtd --check there tells"
     } else {
-        "are the address and this guest's route to it right, does the host's firewall let the port in?"
+        "are the address and this guest's route to it right, does the host's firewall let the port in \
+         (fence_virtd --check there)?"
     }
 }
 

@@ -61,8 +61,9 @@ pub enum UsageError {
     },
     /// Two targets differ.
     #[error(
-        "two different domains are given, '{}' and '{}'; if the cluster manager names one of them (Pacemaker \
-         does, with port=), use pcmk_host_map instead of plug=", escaped(.0), escaped(.1)
+        "two different domains are given, '{}' and '{}'; Pacemaker names one of them itself (port=), from \
+         pcmk_host_map or by the node's name: remove plug= (port=) from the device, and set pcmk_host_map \
+         where the names differ", escaped(.0), escaped(.1)
     )]
     TwoTargets(String, String),
     /// The action needs a target, and there is none.

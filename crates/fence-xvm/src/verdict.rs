@@ -34,9 +34,11 @@ pub(crate) enum NetworkCause {
     },
     /// No datagram was tried: others had every port for the call-back until the time was over.
     NoTurn,
+    /// No host called back, and the request left by loopback alone: no other interface with an address is up.
+    LoopbackAlone,
     /// No host called back, and as far as could be seen none tried.
     Silence {
-        /// Address that packets left from; none where it is loopback alone, or one of several.
+        /// Address that packets left from; none where it is one of several.
         from: Option<IpAddr>,
         /// True if a host that tried would have been seen.
         watched: bool,
@@ -227,6 +229,9 @@ impl ProbableCause {
         }
         let mut outside =
             attempts.senders.iter().filter(|sender| sender.sent > 0 && !sender.address.is_loopback());
+        if !attempts.senders.iter().any(|sender| !sender.address.is_loopback()) {
+            return NetworkCause::LoopbackAlone.into();
+        }
         let from = outside.next().filter(|_| outside.next().is_none()).map(|sender| sender.address);
         NetworkCause::Silence { from, watched: attempts.watched_calls.is_some() }.into()
     }
@@ -288,7 +293,8 @@ impl ProbableCause {
     pub(crate) fn may_be_hash(&self) -> bool {
         matches!(
             self,
-            Self::Network(NetworkCause::Silence { .. }) | Self::Agreement(AgreementCause::Dropped { .. })
+            Self::Network(NetworkCause::Silence { .. } | NetworkCause::LoopbackAlone)
+                | Self::Agreement(AgreementCause::Dropped { .. })
         )
     }
 }
@@ -315,5 +321,18 @@ mod tests {
             assert!(said.contains("may have been executed, or may still be"), "{said}");
             assert!(!said.contains("has not let the request run"), "{said}");
         }
+    }
+
+    #[test]
+    fn a_guest_that_has_loopback_alone_is_told_so() {
+        let mut attempts = MulticastAttempts::new("off vm1".to_owned(), "225.0.0.12:1229".parse().unwrap());
+        attempts.sender_mut("lo", [127, 0, 0, 1].into()).sent += 1;
+        let alone = ProbableCause::from_attempts(&attempts);
+        assert!(alone.sentence().contains("no network interface is up but lo"), "{}", alone.sentence());
+        assert!(alone.short_advice().contains("ip link"), "{}", alone.short_advice());
+        attempts.sender_mut("eth0", [10, 0, 0, 1].into()).sent += 1;
+        let cause = ProbableCause::from_attempts(&attempts);
+        assert!(cause.next_step().contains("about 10.0.0.1 in the log"), "{}", cause.next_step());
+        assert!(cause.next_step().contains("fence_virtd --check"), "{}", cause.next_step());
     }
 }

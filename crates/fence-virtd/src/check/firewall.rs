@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 //! Hints at a firewall that may block requests. Rules can say anything in any order, so these are never more
-//! than hints: a rule drops the port, or a rule drops all and no rule names the port. Runs in the process of `--check`, with one thread
-//! for each tool. Must never change a rule or load a module.
+//! than hints: a rule drops the port, or a rule drops all and no rule names the port. Runs in the process of
+//! `--check`, with one thread for each tool. Must never change a rule or load a module.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;

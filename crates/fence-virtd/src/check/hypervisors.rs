@@ -27,8 +27,8 @@ use crate::util::counted;
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// Next step for a libvirtd that answers nothing.
-const RESTART_STEP: &str = "systemctl restart libvirtd (or virtqemud), where it runs: guests go on running. If \
-                            that does not help: does a machine hang, or the network to that libvirtd?";
+const RESTART_STEP: &str = "systemctl restart libvirtd (or virtqemud), where it runs: guests go on running. \
+                            If that does not help: does a machine hang, or the network to that libvirtd?";
 
 /// Most running domains whose network cards are looked for.
 const MOST_CARDS: usize = 100;

@@ -21,6 +21,7 @@ mod islands;
 #[cfg(feature = "libvirt")]
 mod lost_machines;
 mod network;
+mod processes;
 mod running;
 mod sockets;
 
@@ -72,7 +73,7 @@ fn all(file: &Path) -> Vec<Finding> {
     found.extend(files::keys(&config));
     found.extend(network::interfaces(&config, Path::new(network::CLASS)));
     found.extend(network::snooping(&config, Path::new(network::CLASS)));
-    found.extend(sockets::ports(&config, &running));
+    found.extend(sockets::ports(&config, |pid| running.is_another(pid)));
     found.extend(firewall::hints(&config));
     found.push(files::state(state.as_deref()));
     found.extend(config.daemon.audit_log.as_deref().map(files::audit_log));
@@ -80,15 +81,15 @@ fn all(file: &Path) -> Vec<Finding> {
         found.push(files::metrics(it));
     }
     #[cfg(feature = "libvirt")]
-    let (own, is_whole, answers) = {
+    let (own, is_whole, answers, cards) = {
         let seen = hypervisors::all(&config);
         let is_whole = seen.is_whole && !has_other_domains(&config);
         found.extend(seen.found);
-        found.extend(network::without_guests(&config, seen.cards.as_ref(), Path::new(network::CLASS)));
-        (seen.own, is_whole, seen.is_whole)
+        (seen.own, is_whole, seen.is_whole, seen.cards)
     };
     #[cfg(not(feature = "libvirt"))]
-    let (own, is_whole, answers) = (Vec::new(), false, true);
+    let (own, is_whole, answers, cards) = (Vec::new(), false, true, None);
+    found.extend(network::without_guests(&config, cards.as_ref(), Path::new(network::CLASS)));
     found.extend(groups::all(&config, is_whole.then_some(&own[..])));
     found.extend(islands::all(&config, is_whole.then_some(&own[..])));
     found.extend(down_command::all(&config));

@@ -2,7 +2,6 @@
 //! Check of interfaces: those that the listeners need, and bridges that lose multicast. Runs in the process
 //! of `--check`. Must never change an interface.
 
-#[cfg(feature = "libvirt")]
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
@@ -150,7 +149,6 @@ fn multicast(settings: &MulticastListener, all: &[Interface], class: &Path) -> F
 /// Warns of each interface of a multicast block on which no running domain has a network card, while one has
 /// its card where no block is. `cards` are the bridges and interfaces with such cards; none where one of them
 /// is not known.
-#[cfg(feature = "libvirt")]
 pub(super) fn without_guests(
     config: &Config,
     cards: Option<&BTreeSet<String>>,
@@ -271,7 +269,6 @@ mod tests {
         assert!(look(&bridge).starts_with("ok"), "{}", look(&bridge));
     }
 
-    #[cfg(feature = "libvirt")]
     #[test]
     fn guests_on_another_bridge_are_a_warning() {
         let class = tempfile::tempdir().unwrap();

@@ -17,7 +17,7 @@ use fence_wire::{HostId, escaped};
 use nix::sys::stat::{major, minor};
 
 use super::finding::Finding;
-use super::sockets::{is_other_program, other_daemon, stop_other};
+use super::processes::{is_other_program, other_daemon, stop_other};
 use crate::cli::options::CONFIG_FILE;
 use crate::daemon::in_use::{ConfigHash, ConfigurationInUse, is_mark_of, keys, shown_mark};
 use crate::observe::metrics_reader::{self, samples};
@@ -102,6 +102,8 @@ pub(super) struct RunningDaemon {
     directory: DirectoryUse,
     /// True if it has the lock file of the directory open; none if that can't be told.
     has_directory: Option<bool>,
+    /// Another fence_virtd that is another program.
+    other: Option<u32>,
     /// Text of its metrics, where it has any and answers.
     metrics: Option<std::io::Result<String>>,
 }
@@ -115,7 +117,7 @@ impl RunningDaemon {
         let metrics = config.daemon.metrics.as_ref().filter(|_| in_use.is_some()).map(ask);
         let has_directory =
             state.zip(in_use.as_ref()).and_then(|(state, it)| has_open(it.pid, &state.join(LOCKED[0])));
-        Self { in_use, directory, has_directory, metrics }
+        Self { in_use, directory, has_directory, other: other_daemon(), metrics }
     }
 
     /// Returns what is to be said of the daemon; nothing where that can't be told, or before the first start
@@ -162,7 +164,7 @@ impl RunningDaemon {
             }
             DirectoryUse::Unused if file != Path::new(CONFIG_FILE) => None,
             DirectoryUse::Ended | DirectoryUse::Unused => {
-                if let Some(pid) = other_daemon() {
+                if let Some(pid) = self.other {
                     let text = format!(
                         "none runs with this state_dir; another fence_virtd does (pid {pid}), most probably \
                          a C daemon"
@@ -397,12 +399,23 @@ mod tests {
         drop(held);
         let said = host.said();
         assert!(said.starts_with("warning  daemon: none runs with this state_dir"), "{said}");
-        assert!(said.contains("-> systemctl start fence_virtd"), "{said}");
+        assert!(said.contains("systemctl start fence_virtd"), "{said}");
+        let beside = RunningDaemon {
+            in_use: None,
+            directory: DirectoryUse::Ended,
+            has_directory: None,
+            other: Some(pid),
+            metrics: None,
+        };
+        let said = beside.without_configuration(Path::new("/x")).unwrap().lines();
+        assert!(said.contains(&format!("another fence_virtd does (pid {pid}), most probably a C")), "{said}");
+        assert!(said.contains("end that daemon first"), "{said}");
         // The installed configuration, before the first start.
         let never = RunningDaemon {
             in_use: None,
             directory: DirectoryUse::Unused,
             has_directory: None,
+            other: None,
             metrics: None,
         };
         let (config, source) = host.read();
@@ -417,6 +430,7 @@ mod tests {
             in_use: None,
             directory: DirectoryUse::Unknown,
             has_directory: None,
+            other: None,
             metrics: Some(Ok(text)),
         };
         let other = other.other_keys();
@@ -438,6 +452,7 @@ mod tests {
             in_use: None,
             directory: DirectoryUse::Unknown,
             has_directory: None,
+            other: None,
             metrics: Some(Ok(text)),
         };
         running.bring_up_to_date(&mut known);

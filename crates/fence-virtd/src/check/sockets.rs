@@ -13,19 +13,17 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, bind, socke
 use socket2::{Domain, Socket, Type};
 
 use super::finding::Finding;
-use super::running::RunningDaemon;
+use super::processes::{OURS, SocketHolder, processes, stop_other};
 use crate::daemon::in_use::is_stopped;
 
 const CHECK: &str = "port";
-/// Name of the daemon in /proc.
-const OURS: &str = "fence_virtd";
 /// State of listening sockets in /proc/net/tcp.
 const LISTENING: &str = "0A";
 
-/// Checks the port of each listener that has one, and that of the metrics.
-pub(super) fn ports(config: &Config, running: &RunningDaemon) -> Vec<Finding> {
-    let is_other = |pid: u32| running.is_another(pid);
-    let inet = |kind, address, port| inet(kind, address, port, is_other);
+/// Checks the port of each listener that has one, and that of the metrics. `is_other`: this fence_virtd is
+/// not the one of this configuration.
+pub(super) fn ports(config: &Config, is_other: impl Fn(u32) -> bool) -> Vec<Finding> {
+    let inet = |kind, address, port| inet(kind, address, port, &is_other);
     let look = |it: &Listener| match it {
         Listener::Multicast(it) => Some(inet("udp", it.address, it.port)),
         Listener::Tcp(it) => Some(inet("tcp", it.address, it.port)),
@@ -41,13 +39,6 @@ pub(super) fn ports(config: &Config, running: &RunningDaemon) -> Vec<Finding> {
     let mut seen = BTreeSet::new();
     found.retain(|it| seen.insert(it.subject.clone()));
     found
-}
-
-/// Process that holds a socket.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct SocketHolder {
-    name: String,
-    pid: u32,
 }
 
 fn inet(kind: &'static str, address: IpAddr, port: u16, is_other: impl Fn(u32) -> bool) -> Finding {
@@ -77,28 +68,6 @@ fn inet(kind: &'static str, address: IpAddr, port: u16, is_other: impl Fn(u32) -
         }
         Err(error) => refused(subject, &error, &names(&holders)),
     }
-}
-
-/// Returns the step where another daemon runs in the place of the one of this program.
-pub(super) fn stop_other(pid: u32) -> String {
-    format!("end that daemon first, in the way it was started, or: kill {pid}. Then systemctl start {OURS}")
-}
-
-/// Returns a fence_virtd of this network that is another program than this one, as that of the C programs is.
-pub(super) fn other_daemon() -> Option<u32> {
-    let network = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
-    let own = std::process::id();
-    let is_other = |it: &SocketHolder| {
-        it.name == OURS && it.pid != own && is_other_program(it.pid) && network(it.pid) == network(own)
-    };
-    processes().find(is_other).map(|it| it.pid)
-}
-
-/// Returns true if a process runs another program than this one; false where that can't be told.
-pub(super) fn is_other_program(pid: u32) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    let file = |pid| fs::metadata(format!("/proc/{pid}/exe")).ok().map(|it| (it.dev(), it.ino()));
-    file(pid).is_some_and(|it| file(std::process::id()).is_some_and(|own| own != it))
 }
 
 /// Binds as the daemon does, for a moment. Neither listens nor joins a group, so nothing can arrive.
@@ -197,16 +166,9 @@ fn holders(sockets: &[u64]) -> Vec<SocketHolder> {
     found.into_values().collect()
 }
 
-fn processes() -> impl Iterator<Item = SocketHolder> {
-    fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|it| {
-        let pid = it.file_name().to_str()?.parse().ok()?;
-        let name = fs::read_to_string(it.path().join("comm")).ok()?;
-        Some(SocketHolder { name: name.trim_end().to_owned(), pid })
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::processes::{is_other_program, other_daemon};
     use super::*;
 
     const TCP: &str = "\
@@ -254,12 +216,12 @@ mod tests {
         }
         let look = |is_other| inet("tcp", address.ip(), address.port(), |it| is_other && it == pid).lines();
         let (other, own) = (look(true), look(false));
-        let is_seen = (is_other_program(pid), is_other_program(std::process::id()), other_daemon());
+        let is_seen = (is_other_program(pid), is_other_program(std::process::id()), other_daemon().is_some());
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(other.starts_with("failed") && other.contains("another fence_virtd (pid"), "{other}");
         assert!(other.contains(&format!("kill {pid}. Then systemctl start")), "{other}");
         assert!(own.contains("held by a running fence_virtd"), "{own}");
-        assert_eq!(is_seen, (true, false, Some(pid)));
+        assert_eq!(is_seen, (true, false, true));
     }
 }
