@@ -420,20 +420,10 @@ impl HostCause {
                  moved to another host? If the domain is off, another host may be silent: fence_virtd \
                  --check on the host names it"
             }
-            Self::Told { reasons: words, .. } | Self::WouldFail { words, .. } if is_on_elsewhere(words) => {
-                "ask the host that has the domain: with TCP name that host in the request (-T, ipaddr=). By \
-                 multicast that host has the request too; if the request fails all the same, look for lines \
-                 about this guest in the log of fence_virtd there (journalctl -u fence_virtd), and run \
-                 fence_virtd --check there"
-            }
-            Self::Told { reasons: words, .. } | Self::WouldFail { words, .. } if words.contains(UNKNOWN) => {
-                "compare the name with those that the hosts know (fence_xvm -o list), and with pcmk_host_map \
-                 of the device in the cluster: pcs stonith config, or crm configure show. Is it right: \
-                 fence_virtd --check on the host of the domain looks closer"
-            }
-            Self::Told { reasons: words, .. } | Self::WouldFail { words, .. } if words.contains(HANGS) => {
-                "restart libvirtd on that host: systemctl restart libvirtd (or virtqemud); guests go on \
-                 running. fence_virtd --check there looks closer"
+            Self::Told { reasons: words, .. } | Self::WouldFail { words, .. }
+                if let Some(step) = step_for(words) =>
+            {
+                step
             }
             Self::Told { .. } => {
                 "do what the reason says. Where it names no step: fence_virtd --check on that host looks \
@@ -477,6 +467,32 @@ impl HostCause {
             | Self::Odd => &[],
         }
     }
+}
+
+/// Returns the step for reasons that name none, as far as their cause has one.
+fn step_for(words: &str) -> Option<&'static str> {
+    if is_on_elsewhere(words) {
+        return Some(
+            "ask the host that has the domain: with TCP name that host in the request (-T, ipaddr=). By \
+             multicast that host has the request too; if the request fails all the same, look for lines \
+             about this guest in the log of fence_virtd there (journalctl -u fence_virtd), and run \
+             fence_virtd --check there",
+        );
+    }
+    // Another host may say something else, or one that is down may have the only definition: then the reasons
+    // have the step.
+    let count = |it: &str| words.matches(it).count();
+    if words.contains(UNKNOWN) && count(UNKNOWN) == count(" says: ") && count("The only definition") == 0 {
+        return Some(
+            "compare the name with those that the hosts know (fence_xvm -o list), and with pcmk_host_map of \
+             the device in the cluster: pcs stonith config, or crm configure show. Is it right: fence_virtd \
+             --check on the host of the domain looks closer",
+        );
+    }
+    words.contains(HANGS).then_some(
+        "restart libvirtd on that host: systemctl restart libvirtd (or virtqemud); guests go on running. \
+         fence_virtd --check there looks closer",
+    )
 }
 
 /// Returns the sentence about a domain at a host that does not answer, with the words of the others.
@@ -579,6 +595,8 @@ mod tests {
             let told = HostCause::Told { reasons: format!("the host says: {words}"), is_backend: true };
             assert!(told.next_step().contains(step) && would_fail(words).contains(step), "{words}");
         }
+        let two = format!("{UNKNOWN}; the host 10.0.0.2 says: host h3 does not answer");
+        assert!(would_fail(&two).starts_with("do what the reason says"));
     }
 
     #[test]
