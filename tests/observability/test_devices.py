@@ -163,8 +163,11 @@ def test_secrets(site):
     rc, found = site.check(site.device(password=SECRET))
     it = of(found, "secret", "one: password")
     assert rc == 0 and it["result"] == "warning" and "password_file = " in it["next"]
-    for spoil, text in [(lambda: site.password.chmod(0o640), "chmod 600"), (lambda: os.chown(site.password, 65534, -1), "belongs to user"),
-                        (lambda: site.password.write_text("\n"), "is empty"), (site.password.unlink, "No such file")]:
+    for spoil, text, step in [
+            (lambda: site.password.chmod(0o640), "chmod 600", "chmod 600"),
+            (lambda: os.chown(site.password, 65534, -1), "belongs to user", "chown root"),
+            (lambda: site.password.write_text("\n"), "is empty", "write the value, such as the password"),
+            (site.password.unlink, "No such file", "install -m 600")]:
         programs.write_key(site.password, SECRET.encode())
         os.chown(site.password, 0, 0)
         site.password.chmod(0o600)
@@ -172,7 +175,7 @@ def test_secrets(site):
         rc, found = site.check(site.device(password_file=site.password))
         assert rc == 1 and failed(found) == {"agent", "secret"}, found
         it = of(found, "secret", "one: password_file")
-        assert text in it["text"] and str(site.password) in it["text"] and "chmod 600" in it["next"], it
+        assert text in it["text"] and str(site.password) in it["text"] and step in it["next"], it
         assert of(found, "agent", "one")["next"] == "mend the file that is named below"
 
 
