@@ -472,6 +472,10 @@ def test_cause(played, name):
     assert code == (0 if cause.startswith("in order") else 1), text
     if code:
         assert text.count("cause: ") == 1, text
+        # These have the step in the cause.
+        assert "\nnext: " in text or name in ("no_key", "silent_line"), text
+    if name == "daemon_down_tcp":
+        assert text.count("(fingerprint ") == 1, text
 
 
 @pytest.mark.parametrize("action", ["list", "null", "metadata"])
