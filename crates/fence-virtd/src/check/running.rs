@@ -157,7 +157,8 @@ impl RunningDaemon {
         match self.directory {
             DirectoryUse::Running(pid) => {
                 let text = "one runs; which configuration it uses is not known: it is just starting, or \
-                            could not note it in state_dir (a full disk?)";
+                            could not note it in state_dir (a full disk?), or another one with this \
+                            state_dir has run since";
                 let next = "run --check again in some seconds. If this line stays: systemctl reload \
                             fence_virtd";
                 Some(Finding::warning(CHECK, format!("pid {pid}"), text, next))
