@@ -277,8 +277,12 @@ def test_fence_agents(lab, place, daemon, user):
     said = programs.run_agent(lab.nodes["guest"], "-k", key, "-T", lab.nodes["host"].ip, "-o", "status", "-n", "vm1",
                               program=str(programs.OURS_DIR / "fence_virt"))
     assert said.rc == 0, (said, one.log)
+    def noted(action):
+        return (notes / action).exists() and re.findall(r"^Cap(\w+):\t(\w+)$", (notes / action).read_text(), re.M)
     for action in ("metadata", "monitor", "status"):
-        found = re.findall(r"^Cap(\w+):\t(\w+)$", (notes / action).read_text(), re.M)
+        # The monitor runs beside the request, and may not be over.
+        net.wait_until(lambda: len(noted(action) or ()) == 4)
+        found = noted(action)
         assert [it[0] for it in found] == ["Prm", "Eff", "Bnd", "Amb"] and not any(int(it[1], 16) for it in found[:2] + found[3:]), found
         assert user or not int(found[2][1], 16), found
     assert (notes / "password").read_text() == "geheim geheim\n"
