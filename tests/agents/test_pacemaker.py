@@ -117,13 +117,19 @@ def test_stonith_admin(cluster):
     lab.pool.when("VM.hard_shutdown", lambda: lab.pool.move_master(lab.pool.members[0]), after=True)
     n1.run("stonith_admin", "--reboot", "n2")
     n2.wait_fenced()
-    assert vm.events == ["off", "on"] and lab.pool.master is lab.pool.members[0]
-    (call,) = [it for it in n1.calls() if it.options.get("action") == "reboot"]
-    assert call.rc == 0 and call.options["port"] == "vm-n2"
+
+    def reboots():
+        return [it for it in n1.calls() if it.options.get("action") == "reboot"]
+    # On a busy machine the cluster may ask once more itself, since the node has left it: one reboot for each time that it was asked.
+    net.wait_until(lambda: reboots() and vm.events == ["off", "on"] * len(reboots()), nodes.PATIENCE)
+    assert lab.pool.master is lab.pool.members[0]
+    before = len(vm.events)
+    for call in reboots():
+        assert call.rc == 0 and call.options["port"] == "vm-n2"
     assert "reboot of n2 successful: delegate=n1" in n1.run("stonith_admin", "--history", "n2").stdout
 
     n1.run("stonith_admin", "--fence", "n2")
-    assert vm.events == ["off", "on", "off"] and vm.power == HALTED
+    assert vm.events[before:] == ["off"] and vm.power == HALTED
     n1.run("stonith_admin", "--unfence", "n2")
     assert vm.power == RUNNING
     assert not lab.pool["vm-n1"].events

@@ -116,10 +116,15 @@ mod tests {
         drop(PidFile::take(&path).unwrap());
         assert!(!path.exists(), "a pid of another program is old");
         let program = dir.path().join(own.trim_end());
-        fs::copy("/bin/sleep", &program).unwrap();
+        std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         let mut child = std::process::Command::new(&program).arg("600").spawn().unwrap();
+        // The kernel gives it its name a moment after the start of the program has succeeded.
+        let comm = format!("/proc/{}/comm", child.id());
+        while fs::read_to_string(&comm).unwrap() != own {
+            std::thread::yield_now();
+        }
         fs::write(&path, format!("{}\n", child.id())).unwrap();
         let error = PidFile::take(&path).unwrap_err().to_string();
         assert!(error.contains(&format!("pid {}", child.id())), "{error}");
