@@ -80,6 +80,11 @@ impl StatusReading {
     fn is_failure(self) -> bool {
         matches!(self, Self::CantTell | Self::Unusable)
     }
+
+    /// Returns true if the device was looked at, and has no machine that is on.
+    fn is_quiet(self) -> bool {
+        matches!(self, Self::Is(PowerState::Off) | Self::Unlisted)
+    }
 }
 
 /// Report of an action. Its effect is another matter.
@@ -272,6 +277,12 @@ impl PowerPlan {
     /// Returns the last status of a device.
     pub fn last(&self, device: usize) -> Option<StatusReading> {
         self.devices.get(device)?.last.map(|it| it.heard)
+    }
+
+    /// Returns the end of the first look since the last action that showed no machine that is on, with none
+    /// after it that did; none where there is no such look.
+    pub fn quiet_since(&self, device: usize) -> Option<Instant> {
+        Some(self.devices.get(device)?.quiet_looks(self.actions)?.first_ended)
     }
 
     /// Returns true for a device that can't tell the state, and has to be asked again before success is
@@ -609,26 +620,18 @@ impl PowerPlan {
 
 impl DeviceRecord {
     fn note_quiet(&mut self, heard: StatusReading, after: u32, began: Instant, ended: Instant) {
-        match heard {
-            StatusReading::Is(PowerState::Off) | StatusReading::Unlisted => {
-                let before = self.quiet.filter(|it| it.after == after);
-                let new = QuietLooks { after, first_ended: ended, last_began: began };
-                self.quiet = Some(before.map_or(new, |it| QuietLooks { last_began: began, ..it }));
-            }
-            StatusReading::Is(PowerState::On) => self.quiet = None,
-            StatusReading::CantTell
-            | StatusReading::Unusable
-            | StatusReading::Silent
-            | StatusReading::NotAsked => {}
+        if heard.is_quiet() {
+            let before = self.quiet.filter(|it| it.after == after);
+            let new = QuietLooks { after, first_ended: ended, last_began: began };
+            self.quiet = Some(before.map_or(new, |it| QuietLooks { last_began: began, ..it }));
+        } else if heard == StatusReading::Is(PowerState::On) {
+            self.quiet = None;
         }
     }
 
     /// Returns the looks since that action, of a device that still shows no machine that is on.
     fn quiet_looks(&self, after: u32) -> Option<QuietLooks> {
-        let quiet = |it: LastReading| {
-            matches!(it.heard, StatusReading::Is(PowerState::Off) | StatusReading::Unlisted)
-        };
-        self.quiet.filter(|it| it.after == after && self.last.is_some_and(quiet))
+        self.quiet.filter(|it| it.after == after && self.last.is_some_and(|last| last.heard.is_quiet()))
     }
 
     /// Notes whether the device could tell the state.

@@ -37,8 +37,8 @@ pub(super) fn hints(config: &Config) -> Vec<Finding> {
     }
     let mut found = Vec::new();
     let (mut rules_of_hosts, of_hosts) = (None, port_of_hosts(config));
-    let bridges: Vec<_> = config.multicasts().map(|it| it.interface.as_deref()).collect();
-    let bridges: Vec<_> = bridges.into_iter().collect::<Option<_>>().unwrap_or_default();
+    let bridges = config.multicasts().map(|it| it.interface.as_deref());
+    let bridges: Vec<_> = bridges.collect::<Option<_>>().unwrap_or_default();
     let mut look = |tool: &str, rules: &FirewallRules, found: &mut Vec<Finding>| {
         found.extend(judge(tool, rules, &wanted, calls_back, &bridges));
         if of_hosts.is_some_and(|port| rules.drop("tcp", port) && !names_port(&rules.text, "tcp", port)) {

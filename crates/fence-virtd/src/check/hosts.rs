@@ -738,6 +738,16 @@ struct NamedDomain<'d> {
     on: &'d BTreeSet<String>,
 }
 
+impl NamedDomain<'_> {
+    fn is_here(&self) -> bool {
+        self.all.iter().any(|it| it.starts_with(HERE))
+    }
+
+    fn is_on_here(&self) -> bool {
+        self.on.iter().any(|it| it.starts_with(HERE))
+    }
+}
+
 impl fmt::Display for NamedDomain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = if self.on.is_empty() { "off" } else { "on" };
@@ -751,11 +761,10 @@ fn of_one_name(name: &str, domains: &[NamedDomain<'_>]) -> Finding {
     const STEP: &str = "rename one (virsh domrename, when it is off), or fence by UUID (pcmk_host_map)";
     let shown: Vec<_> = domains.iter().map(ToString::to_string).collect();
     let text = format!("different domains have this name: {}", shown.join("; "));
-    let is_here = |it: &&String| it.starts_with(HERE);
-    let here = || domains.iter().filter(|it| it.all.iter().any(|it| is_here(&it)));
-    let on = here().filter(|it| it.on.iter().any(|it| is_here(&it))).count();
+    let here = domains.iter().filter(|it| it.is_here()).count();
+    let on = domains.iter().filter(|it| it.is_on_here()).count();
     let (subject, refused) = (escaped(name).to_string(), "a fence by this name is refused as ambiguous");
-    match (here().count(), on) {
+    match (here, on) {
         (0 | 1, _) => {
             Finding::warning("domain", subject, text, format!("a fence by this name may hit either: {STEP}"))
         }
@@ -813,17 +822,16 @@ impl DomainPlaces {
         )| {
             let meant = DomainId::parse_any_dashes(name).filter(|it| it != uuid)?;
             let (other, at, on_there) = self.domains.get(&meant)?;
-            let is_here = |at: &BTreeSet<String>| at.iter().any(|it| it.starts_with(HERE));
-            let outcome = match is_here(all) && is_here(at) {
+            let named = NamedDomain { uuid: *uuid, all, on };
+            let meant = NamedDomain { uuid: meant, all: at, on: on_there };
+            let outcome = match named.is_here() && meant.is_here() {
                 true => "is refused as ambiguous, whichever of them is on",
                 false => "may be refused as ambiguous, or hit either",
             };
             let text = format!(
-                "the name of this domain ({}) is the UUID of another one, {} ({}). A fence by that text \
-                 {outcome}",
-                NamedDomain { uuid: *uuid, all, on },
-                escaped(other),
-                NamedDomain { uuid: meant, all: at, on: on_there }
+                "the name of this domain ({named}) is the UUID of another one, {} ({meant}). A fence by that \
+                 text {outcome}",
+                escaped(other)
             );
             let next = format!(
                 "rename this domain (virsh domrename, when it is off). Until then fence this one by its own \
@@ -1332,6 +1340,7 @@ mod tests {
         assert!(lines.starts_with("warning  domain moved") && lines.contains("h3 (not asked)"), "{lines}");
         assert!(lines.contains("the domain runs at: h3") && !lines.contains("say so"), "{lines}");
     }
+
     #[test]
     fn a_name_that_means_several_domains_of_this_host_is_refused() {
         let id = |it: u8| DomainId::from_bytes([it; 16]);

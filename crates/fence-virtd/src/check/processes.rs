@@ -5,6 +5,8 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
+use crate::util::process_name;
+
 /// Name of the daemon in /proc.
 pub(super) const OURS: &str = "fence_virtd";
 
@@ -40,7 +42,6 @@ pub(super) fn is_other_program(pid: u32) -> bool {
 pub(super) fn processes() -> impl Iterator<Item = SocketHolder> {
     fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|it| {
         let pid = it.file_name().to_str()?.parse().ok()?;
-        let name = fs::read_to_string(it.path().join("comm")).ok()?;
-        Some(SocketHolder { name: name.trim_end().to_owned(), pid })
+        Some(SocketHolder { name: process_name(pid)?, pid })
     })
 }

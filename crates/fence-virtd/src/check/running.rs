@@ -17,10 +17,11 @@ use fence_wire::{HostId, escaped};
 use nix::sys::stat::{major, minor};
 
 use super::finding::Finding;
-use super::processes::{is_other_program, other_daemon, stop_other};
+use super::processes::{OURS, is_other_program, other_daemon, stop_other};
 use crate::cli::options::CONFIG_FILE;
 use crate::daemon::in_use::{ConfigHash, ConfigurationInUse, is_mark_of, keys, shown_mark};
 use crate::observe::metrics_reader::{self, samples};
+use crate::util::process_name;
 
 const CHECK: &str = "daemon";
 /// Time for the daemon to answer.
@@ -82,8 +83,7 @@ fn lock_holder(locks: &str, file: &fs::Metadata) -> Option<u32> {
         let (pid, place) = (words.nth(3)?.parse().ok()?, words.next()?);
         let (at, number) = place.rsplit_once(':')?;
         // Some file systems show another device number than the list does.
-        let is_ours =
-            || fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|it| it == "fence_virtd\n");
+        let is_ours = || process_name(pid).is_some_and(|it| it == OURS);
         (number.parse() == Ok(inode) && (at == device || is_ours())).then_some(pid)
     })
 }

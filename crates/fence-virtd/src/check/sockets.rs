@@ -204,7 +204,7 @@ mod tests {
         use std::os::fd::OwnedFd;
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join(OURS);
-        fs::copy("/usr/bin/sleep", &program).unwrap();
+        std::os::unix::fs::symlink("/usr/bin/sleep", &program).unwrap();
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
         let mut child = std::process::Command::new(&program).arg("60").stdin(OwnedFd::from(socket)).spawn();

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg, OFlag};
 
+use crate::util::process_name;
+
 /// Pid file that this process holds. Dropping it removes the file.
 #[derive(Debug)]
 pub(crate) struct PidFile {
@@ -76,8 +78,7 @@ fn living_holder(file: &mut File) -> Option<u32> {
     let mut text = String::new();
     file.read_to_string(&mut text).ok()?;
     let pid: u32 = text.trim().parse().ok().filter(|it| *it != std::process::id())?;
-    let name = |pid: &str| fs::read_to_string(format!("/proc/{pid}/comm")).ok();
-    (name(&pid.to_string())? == name("self")?).then_some(pid)
+    (process_name(pid)? == process_name(std::process::id())?).then_some(pid)
 }
 
 impl Drop for PidFile {
@@ -111,18 +112,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pid");
         let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
-        let own = fs::read_to_string("/proc/self/comm").unwrap();
+        let own = process_name(std::process::id()).unwrap();
         fs::write(&path, format!("{}\n", child.id())).unwrap();
         drop(PidFile::take(&path).unwrap());
         assert!(!path.exists(), "a pid of another program is old");
-        let program = dir.path().join(own.trim_end());
+        let program = dir.path().join(&own);
         std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         let mut child = std::process::Command::new(&program).arg("600").spawn().unwrap();
         // The kernel gives it its name a moment after the start of the program has succeeded.
-        let comm = format!("/proc/{}/comm", child.id());
-        while fs::read_to_string(&comm).unwrap() != own {
+        while process_name(child.id()).unwrap() != own {
             std::thread::yield_now();
         }
         fs::write(&path, format!("{}\n", child.id())).unwrap();

@@ -189,7 +189,7 @@ impl ListenerManager {
                 Ok(ListenerChange::Retry(error))
             }
             Err(error) => {
-                let is_in_use = matches!(&error.source, StartError::Socket(it) if it.contains("in use"));
+                let is_in_use = matches!(error.source, StartError::InUse(_));
                 let holder = is_in_use.then(|| self.holder_of(settings)).flatten();
                 Err(ListenerError { holder, ..error })
             }
@@ -200,8 +200,7 @@ impl ListenerManager {
     fn holder_of(&self, settings: &Settings) -> Option<String> {
         let (kind, port) = (settings.kind(), settings.port()?);
         let is_it = |it: &&RunningListener| it.settings.kind() == kind && it.settings.port() == Some(port);
-        let is_tcp = matches!(settings, Settings::Tcp(_));
-        let holder = self.running.iter().filter(|_| is_tcp).find(is_it)?;
+        let holder = self.running.iter().find(is_it)?;
         Some(escaped(&holder.name.now()).to_string())
     }
 

@@ -35,6 +35,9 @@ pub(crate) enum StartError {
     /// A socket, or the network interface for it.
     #[error("{0}")]
     Socket(String),
+    /// A port that has another socket.
+    #[error("{0}")]
+    InUse(String),
     /// The hypervisor whose domains a serial listener serves.
     #[error("{0}")]
     Serial(String),

@@ -35,8 +35,13 @@ impl TcpTransport {
         kept: Arc<KeptSockets>,
     ) -> Result<impl Future<Output = ()> + Send + use<>, StartError> {
         let address = SocketAddr::new(settings.address, settings.port);
-        let (listener, name) = listen(address, &kept)
-            .map_err(|error| StartError::Socket(format!("can't listen at {address}: {error}")))?;
+        let (listener, name) = listen(address, &kept).map_err(|error| {
+            let words = format!("can't listen at {address}: {error}");
+            match error.kind() {
+                io::ErrorKind::AddrInUse => StartError::InUse(words),
+                _ => StartError::Socket(words),
+            }
+        })?;
         match name {
             None => info!(%address, "listening on TCP"),
             Some(_) => info!(%address, "listening on TCP, with the socket that the service manager kept"),

@@ -10,6 +10,12 @@ pub(crate) mod locks;
 pub(crate) mod outlet;
 pub(crate) mod unix_socket;
 
+/// Returns the name of a process; none where it is gone.
+pub(crate) fn process_name(pid: u32) -> Option<String> {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some(name.trim_end().to_owned())
+}
+
 /// Returns the first of these names, and how many more there are.
 pub(crate) fn first_names(names: &[String], most: usize) -> String {
     let shown = names.iter().take(most).map(String::as_str).collect::<Vec<_>>().join(", ");

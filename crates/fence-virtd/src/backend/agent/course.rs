@@ -41,9 +41,6 @@ pub(super) struct LastReply {
     action: Option<String>,
     /// Last status check since the last action, with its beginning and its end.
     reading: Option<(StatusReading, Instant, Instant)>,
-    /// End of the first of the status checks since then that show no machine that is on, with none that does
-    /// after it.
-    quiet_since: Option<Instant>,
 }
 
 /// Runs one plan.
@@ -220,7 +217,7 @@ impl PlanRunner<'_> {
         }
         self.replies[place].action = Some(words);
         // What was read before says nothing now.
-        self.replies.iter_mut().for_each(|it| (it.reading, it.quiet_since) = (None, None));
+        self.replies.iter_mut().for_each(|it| it.reading = None);
         self.plan.acted(place, how, began, Instant::now());
     }
 
@@ -245,16 +242,6 @@ impl PlanRunner<'_> {
             last.status = Some(reply.words);
         }
         last.reading = Some((reply.reading, began, now));
-        match reply.reading {
-            StatusReading::Is(PowerState::On) => last.quiet_since = None,
-            StatusReading::Is(PowerState::Off) | StatusReading::Unlisted => {
-                last.quiet_since.get_or_insert(now);
-            }
-            StatusReading::CantTell
-            | StatusReading::Unusable
-            | StatusReading::Silent
-            | StatusReading::NotAsked => {}
-        }
         matches!(reply.reading, StatusReading::Is(_))
     }
 
@@ -269,21 +256,22 @@ impl PlanRunner<'_> {
 
     /// Returns the looks of each device that was asked since the last action.
     pub(super) fn reports(&self) -> Vec<DeviceLooks> {
-        let reports = self.routes.iter().zip(&self.replies).filter_map(|(route, reply)| {
-            let (reading, began, ended) = reply.reading?;
-            let sight = match reading {
-                StatusReading::Is(PowerState::On) => Sight::On,
-                StatusReading::Is(PowerState::Off) => Sight::Off,
-                StatusReading::Unlisted => Sight::Absent,
-                StatusReading::CantTell
-                | StatusReading::Unusable
-                | StatusReading::Silent
-                | StatusReading::NotAsked => Sight::Unknown(reply.status.clone().unwrap_or_default()),
-            };
-            let place = DomainSite::Device(route.device.name.clone());
-            let last = Finding::without_namesakes(place, sight, began, ended);
-            Some(DeviceLooks { last, quiet_since: reply.quiet_since.unwrap_or(ended) })
-        });
+        let reports =
+            self.routes.iter().zip(&self.replies).enumerate().filter_map(|(place, (route, reply))| {
+                let (reading, began, ended) = reply.reading?;
+                let sight = match reading {
+                    StatusReading::Is(PowerState::On) => Sight::On,
+                    StatusReading::Is(PowerState::Off) => Sight::Off,
+                    StatusReading::Unlisted => Sight::Absent,
+                    StatusReading::CantTell
+                    | StatusReading::Unusable
+                    | StatusReading::Silent
+                    | StatusReading::NotAsked => Sight::Unknown(reply.status.clone().unwrap_or_default()),
+                };
+                let site = DomainSite::Device(route.device.name.clone());
+                let last = Finding::without_namesakes(site, sight, began, ended);
+                Some(DeviceLooks { last, quiet_since: self.plan.quiet_since(place).unwrap_or(ended) })
+            });
         reports.collect()
     }
 

@@ -391,6 +391,22 @@ impl AgentBackend {
         }
     }
 
+    /// Returns a course that has not begun.
+    fn course<'a>(
+        &self,
+        goal: PowerState,
+        for_reboot: bool,
+        domain: &DomainRef,
+        routes: Vec<Route>,
+        lease: &'a Lease,
+    ) -> PlanRunner<'a> {
+        let plan = PowerPlan::new(goal, routes.iter().map(Route::limits), lease.until());
+        let pending = PendingEffects { lease: lease.clone(), open: Vec::new() };
+        let replies = vec![LastReply::default(); routes.len()];
+        let (machine, history) = (machine_plugs(domain, &routes), self.history.clone());
+        PlanRunner { goal, for_reboot, routes, plan, lease, replies, pending, machine, history }
+    }
+
     /// Checks the state, and acts until the domain is in the wanted state, or until nothing more can be
     /// done.
     async fn change_power(
@@ -402,13 +418,7 @@ impl AgentBackend {
     ) -> Result<PowerChange, ActionError> {
         lease.check()?;
         let (routes, _claim) = self.claimed_routes(goal, domain, lease).await?;
-        let plan = PowerPlan::new(goal, routes.iter().map(Route::limits), lease.until());
-        let pending = PendingEffects { lease: lease.clone(), open: Vec::new() };
-        let replies = vec![LastReply::default(); routes.len()];
-        let machine = machine_plugs(domain, &routes);
-        let history = self.history.clone();
-        let mut course =
-            PlanRunner { goal, for_reboot, routes, plan, lease, replies, pending, machine, history };
+        let mut course = self.course(goal, for_reboot, domain, routes, lease);
         course.first_status().await;
         let is_done = course.run_to_end().await;
         for it in &course.routes {
@@ -420,14 +430,7 @@ impl AgentBackend {
     async fn look_at(&self, domain: &DomainRef, lease: &Lease) -> Result<SeenPower, ActionError> {
         let asked = Instant::now();
         let routes = self.routes(domain, lease.until()).await?;
-        let plan = PowerPlan::new(PowerState::Off, routes.iter().map(Route::limits), lease.until());
-        let pending = PendingEffects { lease: lease.clone(), open: Vec::new() };
-        let replies = vec![LastReply::default(); routes.len()];
-        let (goal, for_reboot) = (PowerState::Off, false);
-        let machine = machine_plugs(domain, &routes);
-        let history = self.history.clone();
-        let mut course =
-            PlanRunner { goal, for_reboot, routes, plan, lease, replies, pending, machine, history };
+        let mut course = self.course(PowerState::Off, false, domain, routes, lease);
         course.first_status().await;
         course.plan.stop();
         if course.run_to_end().await {

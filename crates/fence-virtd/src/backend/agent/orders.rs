@@ -52,8 +52,6 @@ struct OrderTable {
     last: u64,
     /// Number of the last order about each machine.
     newest: HashMap<OrderSubject, u64>,
-    /// Orders that may still take effect and that no failure excuses, by number.
-    open: BTreeMap<u64, (Vec<OrderSubject>, PowerState)>,
     /// Orders that may still take effect, and courses that last, by number.
     held: BTreeMap<u64, HeldPlugs>,
     /// Orders up to this one are forgotten.
@@ -70,7 +68,15 @@ enum OrderSubject {
 struct HeldPlugs {
     of: MachinePlugs,
     to: PowerState,
-    is_order: bool,
+    kind: HeldKind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum HeldKind {
+    Course,
+    Order,
+    /// Order that failed: what a later one shows is taken for that one's effect.
+    FailedOrder,
 }
 
 /// One order in the history.
@@ -118,12 +124,12 @@ impl OrderHistory {
         table.last += 1;
         let number = table.last;
         let before = subjects.iter().map(|it| table.newest.insert(it.clone(), number)).collect();
-        let is_same = |it: &(Vec<OrderSubject>, PowerState)| {
-            it.1 == to && it.0.iter().any(|subject| subjects.contains(subject))
+        let is_same = |it: &HeldPlugs| {
+            let shared = || it.of.subjects().iter().any(|subject| subjects.contains(subject));
+            it.kind == HeldKind::Order && it.to == to && shared()
         };
-        let is_second = table.open.values().any(is_same);
-        table.open.insert(number, (subjects.clone(), to));
-        table.held.insert(number, HeldPlugs { of, to, is_order: true });
+        let is_second = table.held.values().any(is_same);
+        table.held.insert(number, HeldPlugs { of, to, kind: HeldKind::Order });
         OrderMark { history: self.clone(), subjects, number, before, is_second }
     }
 
@@ -132,15 +138,12 @@ impl OrderHistory {
         let mut table = lock(&self.0.table);
         table.last += 1;
         let number = table.last;
-        table.held.insert(number, HeldPlugs { of, to, is_order: false });
+        table.held.insert(number, HeldPlugs { of, to, kind: HeldKind::Course });
         PlugClaim { history: self.clone(), number }
     }
 
     fn ended(&self, number: u64) {
-        let mut table = lock(&self.0.table);
-        table.open.remove(&number);
-        table.held.remove(&number);
-        drop(table);
+        lock(&self.0.table).held.remove(&number);
         self.0.ended.notify_waiters();
     }
 }
@@ -151,7 +154,7 @@ impl OrderTable {
     fn in_the_way(&self, number: u64) -> Option<(&HeldPlugs, &DevicePlug)> {
         let own = self.held.get(&number)?;
         self.held.iter().find_map(|(other, it)| {
-            let is_before = it.is_order || *other < number;
+            let is_before = it.kind != HeldKind::Course || *other < number;
             let is_against = is_before && it.to != own.to && it.of.machine != own.of.machine;
             let shared = own.of.shared_plug(&it.of).filter(|_| is_against);
             shared.map(|plug| (it, plug))
@@ -208,7 +211,9 @@ impl OrderMark {
 
     /// Notes that the order failed, so that what a later one shows is taken for that one's effect.
     pub(super) fn failed(&self) {
-        lock(&self.history.0.table).open.remove(&self.number);
+        if let Some(it) = lock(&self.history.0.table).held.get_mut(&self.number) {
+            it.kind = HeldKind::FailedOrder;
+        }
     }
 
     /// Takes the order back: it was never given.

@@ -30,6 +30,12 @@ async fn order(backend: &AgentBackend, old: &DomainRef, action: &str) {
     assert!(!is_done, "{action} was seen");
 }
 
+/// The device carries an order out, a moment from now.
+async fn carried_out(rig: &Rig, power: &str) {
+    sleep(Duration::from_secs(1)).await;
+    std::fs::write(rig.path("power-1"), power).unwrap();
+}
+
 #[tokio::test]
 async fn an_off_waits_for_a_start_by_the_old_name() {
     let rig = rig("off", "on");
@@ -39,12 +45,8 @@ async fn an_off_waits_for_a_start_by_the_old_name() {
     let new = renamed(&rig, &backend, "new").await;
     let error = backend.off(&new, false, &lease(Duration::from_secs(1))).await.unwrap_err().to_string();
     assert!(error.contains("plug 1 of device d was the domain old a moment ago"), "{error}");
-    let go = async {
-        sleep(Duration::from_secs(1)).await;
-        std::fs::write(rig.path("power-1"), "on").unwrap();
-    };
     let long = lease(PATIENCE);
-    let (down, ()) = tokio::join!(backend.off(&new, false, &long), go);
+    let (down, ()) = tokio::join!(backend.off(&new, false, &long), carried_out(&rig, "on"));
     assert!(!down.unwrap().was_off && rig.power("1") == "off", "{:?}", rig.runs("d"));
 }
 
@@ -56,11 +58,7 @@ async fn a_start_waits_for_an_off_by_the_old_name() {
     order(&backend, &old, "off").await;
     let new = renamed(&rig, &backend, "new").await;
     let long = lease(PATIENCE);
-    let go = async {
-        sleep(Duration::from_secs(1)).await;
-        std::fs::write(rig.path("power-1"), "off").unwrap();
-    };
-    let (on, ()) = tokio::join!(backend.on(&new, &long), go);
+    let (on, ()) = tokio::join!(backend.on(&new, &long), carried_out(&rig, "off"));
     assert_eq!((on, rig.power("1")), (Ok(()), "on".to_owned()));
     assert_eq!(rig.runs("d").iter().filter(|it| *it == "on").count(), 1, "{:?}", rig.runs("d"));
 }
